@@ -1,0 +1,1 @@
+"""segworker: every object of very large imagery, whole, once."""
