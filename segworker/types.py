@@ -213,9 +213,11 @@ class PrototypeMasks:
     """Linear combinations of shared maps (the YOLACT form): sigmoid(coefficients @ prototypes) cut by the box."""
 
     prototypes_KHW: NDArray[np.floating]
-    "(K, H / stride, W / stride)."
+    "(K, ceil(H / stride), ceil(W / stride))."
     coefficients_NK: NDArray[np.floating]
     "(N, K)."
+    stride: float = 4.0
+    "Window pixels per prototype cell."
 
 
 Masks: TypeAlias = BoxMasks | LabelMasks | CroppedMasks | PrototypeMasks

@@ -1,0 +1,36 @@
+# Every target runs in the project's own environment; uv makes it on first use.
+.PHONY: help check format lint types test slow gpu bench demo docs
+
+help:            ## list the targets
+	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+check: lint types test  ## all that must pass before a change is merged
+
+format:          ## format the code and mend what can be mended
+	uv run ruff format .
+	uv run ruff check --fix .
+
+lint:            ## format and lint, nothing changed
+	uv run ruff format --check .
+	uv run ruff check .
+
+types:           ## strict types
+	uv run mypy
+
+test:            ## the test suite without its slow part
+	uv run pytest
+
+slow:            ## the slow tests: minutes each
+	uv run pytest -m "slow and not gpu" --timeout 3600
+
+gpu:             ## tests that need a CUDA device
+	uv run pytest -m gpu --timeout 3600
+
+bench:           ## benchmarks; each prints what it compares with
+	for script in tests/benchmarks/*.py; do uv run python $$script || exit 1; done
+
+demo:            ## a real micrograph through the bundled model, results in out/demo
+	uv run pipelines/segment_tiles.py
+
+docs:            ## write the pages that are made from the code
+	uv run python docs/make_reference.py

@@ -1,0 +1,12 @@
+"""Scenes in, whole objects out: the script for `ray job submit`, the same as `segworker run`."""
+
+import sys
+from pathlib import Path
+
+# A Ray job may run from an uploaded copy of the repository, where segworker is not installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from segworker.cli import run
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:], prog="segment_tiles.py"))

@@ -1,0 +1,224 @@
+"""The `segworker` command. `run` is what `pipelines/segment_tiles.py` calls.
+
+Nothing heavy is imported before it is needed, so that help and errors come at once.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from segworker.config import JobConfig
+from segworker.config_flags import Parser, parse
+from segworker.config_load import CONFIG_VARIABLE, load, to_yaml, unknown
+from segworker.errors import ConfigError, ExitCode, SegworkerError
+
+RAY_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"Ray sets it in the entrypoint of a submitted job."
+INTERRUPTED = 130
+"Exit code after Ctrl-C, as shells have it."
+
+RUN_HELP = """\
+Segment large scenes and write every object, whole and once, as GeoParquet polygons and COCO JSON.
+
+Without any argument it runs a demo: a real micrograph, the bundled nuclei model, results in out/demo."""
+
+RUN_EXAMPLES = """\
+Every flag is also a key of the job file and an environment variable: --tile is tile under grid, and
+SEGWORKER_GRID__TILE. Flags win over the environment, the environment over the job file. 'none' or 'auto' takes a value
+back to its default where that depends on the model or the machine.
+
+examples:
+  {prog} scene.tif --output out/store
+  {prog} 's3://bucket/2026/*.tif' --output s3://bucket/store --model nuclei --tile 1024 --overlap 128
+  {prog} slides/ --output out/slides --resolution-um 0.5 --min-score 0.6 --min-area 20um2 --dry-run
+  {prog} scene.tif --model mypackage.models:build --model-options depth=50 --print-config > job.yaml
+  {prog} --config job.yaml --aoi farm.gpkg
+
+exit codes: 0 done, 1 failed, 2 usage or configuration, 3 committed but scenes or tiles are missing, 4 nothing done
+because another run holds the scenes."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return guarded(lambda: _dispatch(arguments), debug="debug" in arguments)
+
+
+def run(argv: Sequence[str], *, prog: str = "segworker run") -> int:
+    """Do what `segworker run ARGV` does and return the exit code: one line on stderr where it fails."""
+    return guarded(lambda: _run(argv, prog=prog), debug="debug" in argv)
+
+
+def guarded(command: Callable[[], int], *, debug: bool = False) -> int:
+    """Call a command; turn errors that a user can act upon into a message and an exit code.
+
+    Args:
+        command: returns an exit code.
+        debug: print the traceback too.
+    """
+    try:
+        return command()
+    except SegworkerError as error:
+        if debug:
+            traceback.print_exception(error)
+        print(f"error: {error}", file=sys.stderr)
+        return int(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from the finished tiles", file=sys.stderr)
+        return INTERRUPTED
+
+
+def demo_scene() -> Path:
+    """Return the demo's micrograph: stained tissue, a file that scikit-image ships inside its package."""
+    found = importlib.util.find_spec("skimage")
+    path = Path(found.origin or "").parent / "data" / "ihc.png" if found else Path("ihc.png")
+    if not path.is_file():
+        raise ConfigError(
+            f"the demo needs scikit-image's ihc.png, got nothing at {path}; install scikit-image, or name a scene"
+        )
+    return path
+
+
+def _dispatch(argv: list[str]) -> int:
+    name = argv[0] if argv else "help"
+    if name in ("help", "-h", "--help"):
+        print(_overview())
+        return ExitCode.DONE
+    if name == "--version":
+        name = "version"
+    if name not in COMMANDS:
+        raise ConfigError(unknown("command", name, COMMANDS))
+    return COMMANDS[name](argv[1:])
+
+
+def _overview() -> str:
+    lines = [f"  {name:<10}{(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
+    return "\n".join(["usage: segworker COMMAND ...", "", *lines, "", "`segworker COMMAND --help` says more."])
+
+
+def _run_command(argv: Sequence[str]) -> int:
+    """Segment scenes and commit the objects to a store."""
+    return _run(argv, prog="segworker run")
+
+
+def _plan_command(argv: Sequence[str]) -> int:
+    """Say what a run would read, predict and write; write nothing (run --dry-run)."""
+    return _run(argv, prog="segworker plan", dry_run=True)
+
+
+def _run(argv: Sequence[str], *, prog: str, dry_run: bool = False) -> int:
+    command = parse(argv, prog=prog, description=RUN_HELP, epilog=RUN_EXAMPLES.format(prog=prog))
+    if command.action == "print":
+        print(to_yaml(command.config), end="")
+        return ExitCode.DONE
+    config = _with_scenes(command.config, bare=not argv)
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("segworker").setLevel(config.engine.log_level.upper())
+    return _execute(config, dry_run=dry_run or command.action == "plan")
+
+
+def _execute(config: JobConfig, *, dry_run: bool) -> int:
+    from segworker import engine
+
+    if dry_run:
+        print(engine.plan(config).text)
+        return ExitCode.DONE
+    summary = engine.run(config)
+    print(summary.text)
+    return int(summary.exit_code)
+
+
+def _with_scenes(config: JobConfig, *, bare: bool) -> JobConfig:
+    """Return a configuration that can run: the demo's where nothing at all was asked for."""
+    if config.inputs.scenes or config.inputs.manifest:
+        _refuse_lost_output(config.output.output)
+        return config
+    if bare and not os.environ.get(CONFIG_VARIABLE):
+        return load(flags={"scenes": [str(demo_scene())], "tile": 256, "output": "out/demo", "name": "demo"})
+    raise ConfigError("a run needs at least one scene, got none; name files, folders, s3:// uris, or --manifest")
+
+
+def _refuse_lost_output(output: str) -> None:
+    """Refuse a folder inside the working directory of a Ray job, which goes when the job's files are collected."""
+    if os.environ.get(RAY_JOB_VARIABLE) and "://" not in output and not Path(output).is_absolute():
+        raise ConfigError(
+            f"in a Ray job the output must outlive the job's working directory, got {output}; give --output an "
+            "s3:// uri or an absolute path that every node sees"
+        )
+
+
+def _models_command(argv: Sequence[str]) -> int:
+    """List the registered models."""
+    Parser(prog="segworker models", description=_models_command.__doc__).parse_args(argv)
+    from segworker.models.registry import list_models
+
+    rows = [("name", "tasks", "parameters", "weights", "what it is")]
+    for entry in list_models():
+        weights = "bundled" if entry.bundled else "--weights"
+        size = f"{entry.num_parameters / 1e6:.1f} M"
+        rows.append((entry.name, ", ".join(entry.tasks), size, weights, entry.summary))
+    print(table(rows))
+    return ExitCode.DONE
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of text as aligned columns."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _sample_command(argv: Sequence[str]) -> int:
+    """Render seeded synthetic scenes with their truth into a folder."""
+    parser = Parser(prog="segworker sample", description=_sample_command.__doc__)
+    parser.add_argument("directory", metavar="DIR", type=Path, help="Folder to write to; made where it does not exist.")
+    directory: Path = parser.parse_args(argv).directory
+    from segworker import synthetic
+
+    for path in synthetic.sample(directory):
+        print(path)
+    return ExitCode.DONE
+
+
+def _files_command(argv: Sequence[str]) -> int:
+    """List the live GeoParquet files of a store (a bare glob would also find dead ones)."""
+    parser = Parser(prog="segworker files", description=_files_command.__doc__)
+    parser.add_argument("store", metavar="STORE", help="Folder or s3://bucket/prefix of a store.")
+    store: str = parser.parse_args(argv).store
+    from segworker.io import table
+
+    for uri in table.live_files(store):
+        print(uri)
+    return ExitCode.DONE
+
+
+def _version_command(argv: Sequence[str]) -> int:
+    """Print the version."""
+    Parser(prog="segworker version", description=_version_command.__doc__).parse_args(argv)
+    print(f"segworker {package_version()}")
+    return ExitCode.DONE
+
+
+def package_version() -> str:
+    """Return the installed version; 'unknown' where the source runs without an installation, as in a Ray job."""
+    try:
+        return version("segworker")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "run": _run_command,
+    "plan": _plan_command,
+    "models": _models_command,
+    "sample": _sample_command,
+    "files": _files_command,
+    "version": _version_command,
+}

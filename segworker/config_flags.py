@@ -1,0 +1,144 @@
+"""Command-line flags made from the configuration tree: one flag a field, one group a section.
+
+argparse finds the flags and writes the help; values stay text, which the fields read as they read environment
+variables. (pydantic-settings' own command line gives `--grid.tile` as well as `--tile`, JSON in its help, and no
+nearest name for a flag that does not exist.)
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NoReturn, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from segworker.config import JobConfig, leaves, sections
+from segworker.config_load import flag, load, unknown
+from segworker.errors import ConfigError
+
+_METAVARS = {
+    "tile": "PX",
+    "overlap": "PX",
+    "resolution": "M",
+    "resolution_um": "UM",
+    "simplify": "PX",
+    "bands": "B,B,B",
+    "value_range": "RANGE",
+    "min_area": "AREA",
+    "max_area": "AREA",
+    "model_options": "KEY=VALUE",
+    "class_min_score": "NAME=SCORE",
+    "classes": "NAME,NAME",
+    "min_score": "SCORE",
+    "keep_work": "TIME",
+    "memory": "SIZE",
+    "max_failed_tiles": "LIMIT",
+    "output": "URI",
+    "weights": "URI",
+    "manifest": "URI",
+    "aoi": "FILE",
+    "table_crs": "CRS",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What a command line asks for."""
+
+    config: JobConfig
+    action: Literal["run", "plan", "print"]
+    "'plan' for --dry-run, 'print' for --print-config."
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are ConfigErrors."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of exiting, so that every usage error looks the same."""
+        raise ConfigError(f"{message}; `{self.prog} --help` lists the flags")
+
+
+def parse(argv: Sequence[str], *, prog: str, description: str, epilog: str = "") -> Command:
+    """Return what the arguments behind `segworker run` ask for, environment and job file included.
+
+    Raises:
+        ConfigError: an unknown flag (the nearest known one is named), or whatever `config_load.load` refuses.
+        SystemExit: after --help.
+    """
+    parser = make_parser(prog=prog, description=description, epilog=epilog)
+    found, rest = parser.parse_known_intermixed_args(list(argv))
+    for item in rest:
+        if item.startswith("-"):
+            name = item.partition("=")[0]
+            raise ConfigError(unknown("flag", name, _all_flags()))
+    flags = {name: value for name, value in vars(found).items() if name not in ("config", "dry_run", "print_config")}
+    if not flags.get("scenes", True):
+        del flags["scenes"]
+    config = load(flags=flags, file=found.config)
+    return Command(config, "print" if found.print_config else "plan" if found.dry_run else "run")
+
+
+def make_parser(*, prog: str, description: str, epilog: str = "") -> Parser:
+    """Return the parser of everything that a JobConfig holds, and of the three flags that it does not."""
+    parser = Parser(
+        prog=prog,
+        description=description,
+        epilog=epilog,
+        usage=f"{prog} [SCENE ...] [--output URI] [--model NAME] [--tile PX --overlap PX] [--config FILE] [flags]",
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=110),
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    job = parser.add_argument_group("job")
+    job.add_argument(
+        "--config", metavar="FILE", type=Path, default=None, help="YAML job file; flags and environment win."
+    )
+    job.add_argument(
+        "--print-config",
+        action="store_true",
+        default=False,
+        help="Print the whole configuration as a job file, and stop.",
+    )
+    job.add_argument(
+        "--dry-run", action="store_true", default=False, help="Plan, say what would be done and written, and stop."
+    )
+    for section in sections().values():
+        group = parser.add_argument_group(section.title, section.__doc__)
+        for name, field in section.model_fields.items():
+            _add(group, name, field)
+    return parser
+
+
+def default_text(name: str) -> str:
+    """Return a field's default as a person would write it; empty where the description says what it is."""
+    section, field = leaves()[name]
+    value = JobConfig().as_dict()[section][name]
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "" if field.default is None or value in ([], {}) else str(value)
+
+
+def _add(group: argparse._ArgumentGroup, name: str, field: FieldInfo) -> None:
+    default = default_text(name)
+    text = f"{field.description}{f' [{default}]' if default else ''}".replace("%", "%%")
+    if name == "scenes":
+        group.add_argument("scenes", nargs="*", metavar="SCENE", help=text)
+    elif field.annotation is bool:
+        group.add_argument(flag(name), dest=name, action=argparse.BooleanOptionalAction, help=text)
+    elif get_origin(field.annotation) is dict:
+        group.add_argument(flag(name), dest=name, action="append", metavar=_metavar(name, field), help=text)
+    else:
+        group.add_argument(flag(name), dest=name, metavar=_metavar(name, field), help=text)
+
+
+def _metavar(name: str, field: FieldInfo) -> str:
+    if get_origin(field.annotation) is Literal:
+        return "{" + ",".join(get_args(field.annotation)) + "}"
+    return _METAVARS.get(name, "N" if int in (field.annotation, *get_args(field.annotation)) else name.upper())
+
+
+def _all_flags() -> list[str]:
+    return ["--config", "--print-config", "--dry-run", "--help", *(flag(name) for name in leaves() if name != "scenes")]

@@ -1,0 +1,343 @@
+"""The commit: a run's parts replace its scenes' older rows in one step, whoever else commits at the same time.
+
+Protocol. (1) `store.json` fixes format and coordinates. (2) One Delta transaction on features/ adds the run's parts and
+removes the files that hold rows of the run's scenes; files shared with other scenes are written anew without those rows.
+It records two application transactions: the store's, so that two commits that were planned on the same version
+conflict, and the run's, so that a repeated commit is seen as done. Both carry the *commit number*, which grows by one
+with each commit of the store. On a conflict everything is planned again on the newer version. (3) The scenes' rows are
+committed to scenes/ the same way. A run that died between (2) and (3) repeats (3) alone; rows of a scene that a later
+commit has replaced in the meantime are left as they are.
+
+A reader of one table sees a whole commit or none of it. A committed file is never written again: parts are named by
+run, rewritten parts by what they are made of, rows of scenes/ by chance.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import time
+import uuid
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from deltalake import DeltaTable
+from numpy.typing import NDArray
+
+from segworker.errors import CommitConflict, StoreError
+from segworker.io.delta import LiveFile, commit_files, create_table, failures_of, live_files_of, open_table
+from segworker.io.geoparquet import Part, column_stats, write_parquet
+from segworker.io.ids import INDEX_BITS, scene_numbers_of
+from segworker.io.storage import Storage
+from segworker.io.table import FEATURES_TABLE, SCENES_TABLE, ensure_store, part_name, read_parquet, write_part
+from segworker.io.table_crs import TableCrs
+from segworker.schema import COMMIT_COLUMNS, FEATURES, SCENES
+
+STORE_APP = "segworker"
+RUN_APP = "segworker/run/"
+LOG_KEY = "segworker"
+MAX_TRIES = 50
+MAX_SCENE_FILES = 32
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class CommitResult:
+    """What a commit did."""
+
+    commit_no: int
+    "Grows by one with each commit of the store."
+    features_version: int
+    "Version of the features table that readers see now."
+    num_removed: int
+    "Files of features/ that this call took out of the table, those written anew included."
+    num_rewritten: int
+    "Files of features/ that were written anew without the replaced rows."
+    repeated: bool
+    "True where features had been committed by an earlier call."
+
+
+def features_version(storage: Storage) -> int:
+    """Return the version of the features table, -1 before the first commit: the `base_version` of a run that starts."""
+    table = open_table(storage, FEATURES_TABLE)
+    return -1 if table is None else int(table.version())
+
+
+def committed_as(storage: Storage, run_id: str) -> int | None:
+    """Return the commit number of a run whose features are in the table, or None. Its parts must not be written again."""
+    table = open_table(storage, FEATURES_TABLE)
+    return None if table is None else _recorded(table, RUN_APP + run_id)
+
+
+def commit_run(
+    storage: Storage,
+    *,
+    run_id: str,
+    parts: Sequence[Part],
+    scenes: pa.Table,
+    table_crs: TableCrs,
+    removed_scene_nos: Collection[int] = (),
+    base_version: int | None = None,
+) -> CommitResult:
+    """Replace the rows of a run's scenes by its parts and list the scenes, in one step for each table.
+
+    Call it again, with the same arguments, after any failure.
+
+    Args:
+        storage: the store's root.
+        run_id: a run is committed once; a second call with its id only finishes the first.
+        parts: from `write_part`; they hold rows of `scenes` alone.
+        scenes: a row of SCENES (without COMMIT_COLUMNS) for each scene that the run finished, those without features
+            included.
+        table_crs: coordinates of the parts.
+        removed_scene_nos: more scenes, whose rows vanish from both tables.
+        base_version: `features_version` when the run began; None: replace whatever is there.
+
+    Raises:
+        CommitConflict: where another run committed one of the scenes after `base_version`, or the table never
+            stood still long enough.
+        StoreError: for parts with rows of other scenes, and stores with other coordinates.
+        StorageError: when the store cannot be read or written.
+    """
+    work = _Work(storage, run_id, tuple(parts), _conform(scenes), table_crs, frozenset(removed_scene_nos), base_version)
+    _check_parts(work)
+    ensure_store(storage, table_crs)
+    result = _until_done(lambda: _try_features(work), storage.location(FEATURES_TABLE))
+    _until_done(lambda: _try_scenes(work, result.commit_no), storage.location(SCENES_TABLE))
+    return result
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Work:
+    """A commit to be made; `rewritten` keeps what earlier tries wrote anew."""
+
+    storage: Storage
+    run_id: str
+    parts: tuple[Part, ...]
+    scenes: pa.Table
+    table_crs: TableCrs
+    removed: frozenset[int]
+    base_version: int | None
+    rewritten: dict[str, Part | None] = field(default_factory=dict)
+
+    @property
+    def replaced(self) -> NDArray[np.int64]:
+        """Sorted numbers of the scenes whose older rows go."""
+        return np.array(sorted({*self.scenes["scene_no"].to_pylist(), *self.removed}), np.int64)
+
+
+def _until_done(attempt: Callable[[], _T | None], location: str) -> _T:
+    for tries in range(MAX_TRIES):
+        result = attempt()
+        if result is not None:
+            return result
+        time.sleep(random.uniform(0, min(2.0, 0.05 * 2**tries)))  # noqa: S311 - spreads writers, no secret
+    raise CommitConflict(
+        f"a commit finds a moment without another one, got {MAX_TRIES} conflicts in {location}; run the same command again"
+    )
+
+
+# -- features ---------------------------------------------------------------------------------------------------------
+
+
+def _try_features(work: _Work) -> CommitResult | None:
+    """Plan and commit on the newest version; None where another commit came first."""
+    table = create_table(work.storage, FEATURES_TABLE, FEATURES, description=f"coordinates: {work.table_crs.label}")
+    done = _recorded(table, RUN_APP + work.run_id)
+    if done is not None:
+        return CommitResult(done, int(table.version()), 0, 0, repeated=True)
+    _refuse_overlap(work, table)
+    removed, rewritten = _plan_removal(work, live_files_of(table))
+    number = (_recorded(table, STORE_APP) or 0) + 1
+    entry = {"commit_no": number, "run_id": work.run_id, "scenes": _ranges(work.replaced)}
+    landed = commit_files(
+        table,
+        FEATURES,
+        added=[*work.parts, *rewritten],
+        removed=removed,
+        transactions=[(STORE_APP, number), (RUN_APP + work.run_id, number)],
+        metadata={LOG_KEY: json.dumps(entry)},
+    )
+    return CommitResult(number, int(table.version()), len(removed), len(rewritten), repeated=False) if landed else None
+
+
+def _plan_removal(work: _Work, files: Sequence[LiveFile]) -> tuple[list[LiveFile], list[Part]]:
+    """Return the files that hold replaced rows, and parts with the rows of theirs that stay."""
+    removed: list[LiveFile] = []
+    kept: list[Part] = []
+    for file in files:
+        if not _may_touch(file, work.replaced):
+            continue
+        key = _content_key(file, work.replaced)
+        if key not in work.rewritten:
+            rest = _rest(work, file)
+            if rest is None:
+                continue
+            work.rewritten[key] = (
+                write_part(work.storage, work.run_id, f"of-{key}", rest, work.table_crs) if len(rest) else None
+            )
+        removed.append(file)
+        part = work.rewritten[key]
+        kept += [part] if part is not None else []
+    return removed, kept
+
+
+def _rest(work: _Work, file: LiveFile) -> pa.Table | None:
+    """Return the rows of a file that stay (perhaps none), or None where nothing has to go."""
+    path = f"{FEATURES_TABLE}/{file.path}"
+    if _scene_bounds(file)[0] == _scene_bounds(file)[1]:
+        return FEATURES.empty_table()
+    numbers = scene_numbers_of(read_parquet(work.storage, path, columns=["feature_id"])["feature_id"].to_numpy())
+    stays = ~np.isin(numbers, work.replaced)
+    if stays.all():
+        return None
+    if not stays.any():
+        return FEATURES.empty_table()
+    return read_parquet(work.storage, path).filter(pa.array(stays))
+
+
+def _may_touch(file: LiveFile, replaced: NDArray[np.int64]) -> bool:
+    low, high = _scene_bounds(file)
+    return bool(np.searchsorted(replaced, low) < np.searchsorted(replaced, high, side="right"))
+
+
+def _scene_bounds(file: LiveFile) -> tuple[int, int]:
+    try:
+        return file.minima["feature_id"] >> INDEX_BITS, file.maxima["feature_id"] >> INDEX_BITS
+    except (KeyError, TypeError):
+        raise StoreError(
+            f"files of a features table carry the bounds of feature_id, got none for {file.path}; "
+            "another program wrote it, remove it from the table"
+        ) from None
+
+
+def _content_key(file: LiveFile, replaced: NDArray[np.int64]) -> str:
+    """Return a name for 'this file without these scenes'."""
+    low, high = _scene_bounds(file)
+    inside = replaced[(replaced >= low) & (replaced <= high)]
+    return hashlib.sha256(f"{file.path}|{_ranges(inside)}".encode()).hexdigest()[:16]
+
+
+def _refuse_overlap(work: _Work, table: DeltaTable) -> None:
+    """Raise CommitConflict where a commit after the run's base covers one of its scenes."""
+    if work.base_version is None:
+        return
+    num_newer = int(table.version()) - work.base_version
+    if num_newer <= 0:
+        return
+    with failures_of(table.table_uri):
+        history = table.history(num_newer)
+    for entry in history:
+        text = entry.get(LOG_KEY)
+        if text is None:
+            continue
+        other = json.loads(text)
+        common = np.intersect1d(work.replaced, _numbers(other["scenes"]))
+        if len(common):
+            raise CommitConflict(
+                f"a scene is committed by one run at a time, got {len(common)} scenes that run {other['run_id']} "
+                f"committed since run {work.run_id} began; run the same command again to replace them"
+            )
+
+
+# -- scenes -----------------------------------------------------------------------------------------------------------
+
+
+def _try_scenes(work: _Work, commit_no: int) -> bool | None:
+    """Commit the scenes' rows on the newest version; None where another commit came first.
+
+    All rows that this commit touches, and all small files once there are many, end up in one new file.
+    """
+    table = create_table(work.storage, SCENES_TABLE, SCENES, description="one row for each scene")
+    if _recorded(table, RUN_APP + work.run_id) is not None:
+        return True
+    files = live_files_of(table)
+    touched = files if len(files) >= MAX_SCENE_FILES else [f for f in files if _touches_rows(f, work.replaced)]
+    old = [read_parquet(work.storage, f"{SCENES_TABLE}/{file.path}").cast(SCENES) for file in touched]
+    rows = _merge_scenes(pa.concat_tables([SCENES.empty_table(), *old]), work, commit_no)
+    added = [_write_scenes(work, rows)] if len(rows) else []
+    landed = commit_files(
+        table,
+        SCENES,
+        added=added,
+        removed=touched,
+        transactions=[(STORE_APP, (_recorded(table, STORE_APP) or 0) + 1), (RUN_APP + work.run_id, commit_no)],
+        metadata={LOG_KEY: json.dumps({"commit_no": commit_no, "run_id": work.run_id})},
+    )
+    return landed or None
+
+
+def _merge_scenes(old: pa.Table, work: _Work, commit_no: int) -> pa.Table:
+    """Return old rows and the run's, one for each scene: that of the later commit of features."""
+    later = old.filter(pc.field("commit_no") > commit_no)
+    superseded = later["scene_no"].combine_chunks()
+    new = work.scenes.filter(pc.invert(pc.is_in(work.scenes["scene_no"], value_set=superseded)))
+    stamp = [pa.array([value] * len(new), SCENES.field(name).type) for name, value in
+             zip(COMMIT_COLUMNS, (commit_no, datetime.now(UTC)), strict=True)]  # fmt: skip
+    for name, column in zip(COMMIT_COLUMNS, stamp, strict=True):
+        new = new.append_column(name, column)
+    replaced = pa.array(work.replaced, pa.int32())
+    stays = pc.or_(pc.invert(pc.is_in(old["scene_no"], value_set=replaced)), pc.greater(old["commit_no"], commit_no))
+    return pa.concat_tables([old.filter(stays), new.select(SCENES.names).cast(SCENES)]).sort_by("scene_no")
+
+
+def _write_scenes(work: _Work, rows: pa.Table) -> Part:
+    stats = json.dumps(column_stats(rows, ("scene_no", "scene_id", "run_id", "commit_no")))
+    name = part_name(work.run_id, uuid.uuid4().hex[:12])
+    return write_parquet(rows, work.storage.child(SCENES_TABLE), name, stats=stats)
+
+
+def _touches_rows(file: LiveFile, replaced: NDArray[np.int64]) -> bool:
+    low, high = file.minima["scene_no"], file.maxima["scene_no"]
+    return bool(np.searchsorted(replaced, low) < np.searchsorted(replaced, high, side="right"))
+
+
+# -- checks and small things ------------------------------------------------------------------------------------------
+
+
+def _conform(scenes: pa.Table) -> pa.Table:
+    names = [name for name in SCENES.names if name not in COMMIT_COLUMNS]
+    if set(names) - set(scenes.column_names):
+        raise StoreError(f"scenes have the columns of the schema, got {scenes.column_names}; this is a bug, report it")
+    rows = scenes.select(names).cast(pa.schema([SCENES.field(name) for name in names]))
+    if len(set(rows["scene_no"].to_pylist())) != len(rows):
+        raise StoreError("a commit has one row for each scene, got several for one; this is a bug, report it")
+    return rows
+
+
+def _check_parts(work: _Work) -> None:
+    known = set(work.scenes["scene_no"].to_pylist())
+    for part in work.parts:
+        stats = json.loads(part.stats)
+        ends = {stats[key]["feature_id"] >> INDEX_BITS for key in ("minValues", "maxValues")}
+        if ends - known:
+            raise StoreError(
+                f"parts hold rows of the commit's scenes alone, got scene numbers {sorted(ends - known)} in {part.path}; "
+                "this is a bug, report it"
+            )
+
+
+def _recorded(table: DeltaTable, app_id: str) -> int | None:
+    with failures_of(table.table_uri):
+        return table.transaction_version(app_id)
+
+
+def _ranges(numbers: NDArray[np.int64]) -> str:
+    """Return sorted numbers as '0-4999,5003'."""
+    if not len(numbers):
+        return ""
+    breaks = np.flatnonzero(np.diff(numbers) != 1)
+    firsts, lasts = numbers[np.r_[0, breaks + 1]], numbers[np.r_[breaks, len(numbers) - 1]]
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(firsts, lasts, strict=True))
+
+
+def _numbers(ranges: str) -> NDArray[np.int64]:
+    """Return the numbers of `_ranges`."""
+    spans = [tuple(map(int, (span.split("-") * 2)[:2])) for span in ranges.split(",") if span]
+    return np.concatenate([np.zeros(0, np.int64), *(np.arange(first, last + 1) for first, last in spans)])
