@@ -21,8 +21,8 @@ A job is one tree of sections. Each key is a flag, a key of a YAML job file and 
 | environment | `SEGWORKER_GRID__TILE=512` |
 | job file | `grid: {tile: 512}`, given by `--config job.yaml` or `SEGWORKER_CONFIG=job.yaml` |
 
-Flags win over the environment, the environment over the job file, the job file over the defaults. Lists and mappings are
-replaced as a whole, never merged. A name that does not exist is refused, and the nearest one that does is named.
+Flags win over the environment, the environment over the job file, the job file over the defaults. Lists and mappings
+are replaced as a whole, never merged. A name that does not exist is refused, and the nearest one that does is named.
 `none` or `auto` takes a value back to its default where that depends on the model or the machine.
 
 `--print-config` writes the whole tree as a job file that gives the same run again, and `--dry-run` plans it. These two
@@ -34,9 +34,17 @@ def page() -> str:
     """Return the whole page."""
     parts = [INTRODUCTION]
     for name, section in sections().items():
-        parts.append(f"\n## {name}\n\n{section.__doc__}\n\n| key | flag | environment | default | |\n|---|---|---|---|---|\n")
+        parts.append(
+            f"\n## {name}\n\n{section.__doc__}\n\n| key | flag | environment | default | |\n|---|---|---|---|---|\n"
+        )
         for key, field in section.model_fields.items():
-            cells = [f"`{key}`", f"`{flag(key)}`", f"`{variable(name, key)}`", default_text(key), str(field.description)]
+            cells = [
+                f"`{key}`",
+                f"`{flag(key)}`",
+                f"`{variable(name, key)}`",
+                default_text(key),
+                str(field.description),
+            ]
             parts.append("| " + " | ".join(cells) + " |\n")
     return "".join(parts)
 

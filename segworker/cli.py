@@ -192,10 +192,12 @@ def _files_command(argv: Sequence[str]) -> int:
     parser = Parser(prog="segworker files", description=_files_command.__doc__)
     parser.add_argument("store", metavar="STORE", help="Folder or s3://bucket/prefix of a store.")
     store: str = parser.parse_args(argv).store
-    from segworker.io import table
+    from segworker.io.storage import open_storage
+    from segworker.io.table import FEATURES_TABLE, live_files
 
-    for uri in table.live_files(store):
-        print(uri)
+    storage = open_storage(store)
+    for file in live_files(storage):
+        print(storage.child(FEATURES_TABLE).location(file.path))
     return ExitCode.DONE
 
 
@@ -222,3 +224,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "files": _files_command,
     "version": _version_command,
 }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

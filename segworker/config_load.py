@@ -7,6 +7,7 @@ ConfigError that names the flag, variable or key at fault, the rule, the value, 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -191,7 +192,7 @@ def _explain(detail: ErrorDetails, origin: _Origin) -> str:
     cause = detail.get("ctx", {}).get("error")
     if isinstance(cause, ValueError):
         return f"{where}: {cause}"
-    rule = detail["msg"].replace("Input should", "must", 1)
+    rule = re.sub(r"^\w+ should", "must", detail["msg"])
     return f"{where} {rule}, got {detail['input']!r}; expected: {leaves()[name][1].description}"
 
 

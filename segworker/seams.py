@@ -1,11 +1,13 @@
 """The seam rule: when are two instances of neighbouring tiles one object?
 
 Two neighbours both see a *strip*, the intersection of their windows. Near a window's cut side masks stop short and drift,
-so they are compared in the strip's *trusted* middle, `cut_trust_px` away from the strip's ends. Each instance that shows
-enough of itself there votes for the one partner that holds most of its pixels, if that partner holds at least
-`min_agreement` of them. A vote from either side links the two: the legs of a U both vote for the arch that the neighbour
-sees as one. Where the trusted middle shows too little of both, the whole strip is asked, and little evidence counts only
-if the masks agree almost completely. docs/design/seams.md has the alternatives and the measurements.
+so they are compared in the strip's *trusted* middle, `cut_trust_px` away from the strip's ends. What is compared are
+*fragments*, the connected parts of an instance inside the strip: both tiles saw the very same pixels there, so fragments
+correspond even where one tile sees a U as two legs and its neighbour as one arch. Each fragment that shows enough votes
+for the one partner that holds most of its pixels, if that partner holds at least `min_agreement` of them. A vote from
+either side links the two instances. Where the trusted middle shows too little of both, the whole strip is asked, and
+little evidence counts only if the fragments agree almost completely. docs/design/seams.md has the alternatives and the
+measurements.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from numpy.typing import NDArray
 
 from segworker.grid import Grid
 from segworker.jit import kernel
-from segworker.masks import I32, I64, areas_px, first_pixels_yx
+from segworker.masks import I32, I64, areas_px
 from segworker.types import Instances, Tile, Window
 
 FORWARD = ((0, 1), (1, -1), (1, 0), (1, 1))
@@ -34,7 +36,7 @@ class SeamRule:
     min_agreement: float = 0.5
     "Least share of the voter's pixels in the strip that its partner must hold."
     min_evidence_px: int = 64
-    "A voter must show this many pixels in the strip, or half the strip's width (a line from core border to window side),"
+    "A voter must show this many pixels in the strip, or the halo's width (a line from core border to window side),"
     min_evidence_share: float = 0.2
     "or this share of the smaller object, whichever is least."
     full_agreement: float = 0.9
@@ -46,11 +48,30 @@ class Links:
     """Pairs of instances of two tiles that are one object, and how well the two sides agreed."""
 
     pairs: I64
-    "(L, 2) index in the first tile, index in the second."
+    "(L, 2) index in the first tile, index in the second; distinct."
     seen: I64
-    "(C, 2) class id and 1 if linked, for each instance of either side that the other side should have seen."
+    "(C, 2) class id and 1 if linked, for each fragment of either side that the other side should have seen."
     iou: NDArray[np.float64]
-    "(L,) IoU in the strip that was compared."
+    "(L,) IoU of the fragments in the zone that was compared, the best where several linked the same pair."
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fragments:
+    """The connected parts of one tile's instances inside a strip."""
+
+    instance: I64
+    "(F,) index of the instance in its tile."
+    area: I64
+    "(F, 2) pixels in the whole strip and in its trusted middle."
+    total: I64
+    "(F,) pixels of the whole instance in its window."
+    class_ids: I64
+    "(F,)."
+    runs: tuple[I64, I32, I32, I32]
+    "First run of each strip row, then start, stop and fragment of each run, by row and start."
+
+    def __len__(self) -> int:
+        return len(self.instance)
 
 
 def neighbours(grid: Grid, row: int, col: int) -> Iterator[tuple[int, int]]:
@@ -78,42 +99,71 @@ def link(first: Instances, second: Instances, *, grid: Grid, rule: SeamRule) -> 
     Neither the order of the two tiles nor that of the instances in them changes which instances are linked.
     """
     strip, trusted = strips(first.tile, second.tile, grid, rule.cut_trust_px)
-    near_a, near_b = _touching(first, strip), _touching(second, strip)
-    if strip.area_px == 0 or not len(near_a) or not len(near_b):
-        return _no_links(first, near_a, second, near_b, trusted, rule)
-    a, b = first.take(near_a), second.take(near_b)
-    pairs, common, shown_a, shown_b = _measure(a, b, strip, trusted)
-    least = min(rule.min_evidence_px, min(strip.width, strip.height) // 2)
-    evidence = np.minimum(least, rule.min_evidence_share * _smaller(a, b, pairs))
-    zone = _zones(shown_a[pairs[:, 0]], shown_b[pairs[:, 1]], common, evidence)
-    of_a, of_b = _picked(shown_a[pairs[:, 0]], zone), _picked(shown_b[pairs[:, 1]], zone)
-    inter = _picked(common, zone)
-    iou = inter / np.maximum(of_a + of_b - inter, 1)
-    weak = np.minimum(of_a, of_b) < evidence
-    sound = (~weak | (iou >= rule.full_agreement)) & (inter > 0)
-    won = _votes(pairs[:, 0], pairs[:, 1], inter, of_a, sound, b, rule) | _votes(
-        pairs[:, 1], pairs[:, 0], inter, of_b, sound, a, rule
+    a, b = fragments(first, strip, trusted), fragments(second, strip, trusted)
+    pairs, common = _common(a, b, strip, trusted)
+    inter, of_a, of_b, iou, sound = _compare(a, b, pairs, common, grid, rule)
+    won = _votes(pairs[:, 0], inter, of_a, sound, pairs[:, 1], rule) | _votes(
+        pairs[:, 1], inter, of_b, sound, pairs[:, 0], rule
     )
     linked = pairs[won]
-    seen = np.concatenate([_seen(a, shown_a[:, 1], linked[:, 0], rule), _seen(b, shown_b[:, 1], linked[:, 1], rule)])
-    return Links(np.column_stack([near_a[linked[:, 0]], near_b[linked[:, 1]]]).astype(np.int64), seen, iou[won])
+    seen = np.concatenate([_seen(a, linked[:, 0], rule), _seen(b, linked[:, 1], rule)])
+    instance_pairs, best_iou = _by_instance(a, b, linked, iou[won])
+    return Links(instance_pairs, seen, best_iou)
 
 
-def _no_links(
-    first: Instances, near_a: I64, second: Instances, near_b: I64, trusted: Window, rule: SeamRule
-) -> Links:
-    none = np.zeros(0, np.int64)
-    sides = [(first, near_a), (second, near_b)]
-    seen = [_seen(s.take(n), _shown(s.take(n), trusted), none, rule) for s, n in sides if len(n)]
-    return Links(np.zeros((0, 2), np.int64), np.concatenate([np.zeros((0, 2), np.int64), *seen]), np.zeros(0))
+def fragments(instances: Instances, strip: Window, trusted: Window) -> Fragments:
+    """Return the 8-connected parts of each instance inside a strip, ordered by instance and first pixel."""
+    near = _touching(instances, strip) if strip.area_px else np.zeros(0, np.int64)
+    part = instances.runs.take(near)
+    zones = np.array([_corners(strip), _corners(trusted)], np.int64)
+    first, starts, stops, who, owner, area = _fragment_kernel(part.rows, part.starts, part.stops, part.offsets, zones)
+    instance = near[owner]
+    total = areas_px(part)[owner]
+    return Fragments(instance, area, total, instances.class_ids[instance].astype(np.int64), (first, starts, stops, who))
 
 
-def _seen(side: Instances, shown_trusted: I64, linked: I64, rule: SeamRule) -> I64:
-    """Return (class id, linked) of the instances that show enough in the trusted middle."""
-    enough = shown_trusted >= np.minimum(rule.min_evidence_px, 0.5 * areas_px(side.runs))
+def _compare(
+    a: Fragments, b: Fragments, pairs: I64, common: I64, grid: Grid, rule: SeamRule
+) -> tuple[I64, I64, I64, NDArray[np.float64], NDArray[np.bool_]]:
+    """Return for each pair (common pixels, pixels of a, of b, IoU, whether the evidence is sound)."""
+    i, j = pairs[:, 0], pairs[:, 1]
+    least = min(rule.min_evidence_px, grid.overlap_px // 2)
+    evidence = np.minimum(least, rule.min_evidence_share * np.minimum(a.total[i], b.total[j]))
+    zone = ((a.area[i, 1] >= evidence) & (b.area[j, 1] >= evidence) & (common[:, 1] > 0)).astype(np.int64)
+    inter, of_a, of_b = common[np.arange(len(pairs)), zone], a.area[i, zone], b.area[j, zone]
+    iou = inter / np.maximum(of_a + of_b - inter, 1)
+    sound = (np.minimum(of_a, of_b) >= evidence) | (iou >= rule.full_agreement)
+    return inter, of_a, of_b, iou, sound
+
+
+def _votes(
+    voter: I64, inter: I64, shown: I64, sound: NDArray[np.bool_], partner: I64, rule: SeamRule
+) -> NDArray[np.bool_]:
+    """Return which pairs are the one vote of their voter: most common pixels, then the earlier fragment."""
+    order = np.lexsort((partner, -inter, voter))
+    leads = np.ones(len(order), np.bool_)
+    leads[1:] = voter[order][1:] != voter[order][:-1]
+    best = np.zeros(len(voter), np.bool_)
+    best[order[leads]] = True
+    return np.asarray(best & sound & (inter >= rule.min_agreement * shown))
+
+
+def _seen(side: Fragments, linked: I64, rule: SeamRule) -> I64:
+    """Return (class id, linked) of the fragments that show enough in the trusted middle."""
+    enough = side.area[:, 1] >= np.minimum(rule.min_evidence_px, 0.5 * side.total)
     hit = np.zeros(len(side), np.int64)
     hit[linked] = 1
-    return np.column_stack([side.class_ids.astype(np.int64), hit])[enough]
+    return np.column_stack([side.class_ids, hit])[enough]
+
+
+def _by_instance(a: Fragments, b: Fragments, linked: I64, iou: NDArray[np.float64]) -> tuple[I64, NDArray[np.float64]]:
+    """Return distinct pairs of instances and the best IoU of each."""
+    pairs = np.column_stack([a.instance[linked[:, 0]], b.instance[linked[:, 1]]])
+    order = np.lexsort((-iou, pairs[:, 1], pairs[:, 0]))
+    pairs, iou = pairs[order], iou[order]
+    new = np.ones(len(pairs), np.bool_)
+    new[1:] = (pairs[1:] != pairs[:-1]).any(axis=1)
+    return pairs[new].astype(np.int64), iou[new]
 
 
 def _touching(instances: Instances, strip: Window) -> I64:
@@ -123,116 +173,94 @@ def _touching(instances: Instances, strip: Window) -> I64:
         & (box[:, 2] > strip.col_off)
         & (box[:, 1] < strip.row_end)
         & (box[:, 3] > strip.row_off)
-    )
-
-
-def _smaller(a: Instances, b: Instances, pairs: I64) -> I64:
-    return np.minimum(areas_px(a.runs)[pairs[:, 0]], areas_px(b.runs)[pairs[:, 1]])
-
-
-def _zones(shown_a: I64, shown_b: I64, common: I64, evidence: NDArray[np.float64]) -> I64:
-    """Return 1 (trusted middle) where both sides show enough there, else 0 (whole strip)."""
-    return ((shown_a[:, 1] >= evidence) & (shown_b[:, 1] >= evidence) & (common[:, 1] > 0)).astype(np.int64)
-
-
-def _picked(values: I64, zone: I64) -> I64:
-    return values[np.arange(len(values)), zone]
-
-
-def _votes(
-    voter: I64,
-    partner: I64,
-    inter: I64,
-    shown: I64,
-    sound: NDArray[np.bool_],
-    partners: Instances,
-    rule: SeamRule,
-) -> NDArray[np.bool_]:
-    """Return which pairs are the one vote of their voter."""
-    first = first_pixels_yx(partners.runs)[partner]
-    order = np.lexsort((first[:, 1], first[:, 0], -inter, voter))
-    best = np.zeros(len(voter), np.bool_)
-    leads = np.ones(len(order), np.bool_)
-    leads[1:] = voter[order][1:] != voter[order][:-1]
-    best[order[leads]] = True
-    return np.asarray(best & sound & (inter >= rule.min_agreement * shown))
-
-
-def _shown(side: Instances, zone: Window) -> I64:
-    """Return the pixels of each instance inside a window."""
-    return _clipped_areas(
-        side.runs.rows, side.runs.starts, side.runs.stops, side.runs.offsets, np.array(_corners(zone), np.int64)
-    )
+    ).astype(np.int64)
 
 
 def _corners(window: Window) -> tuple[int, int, int, int]:
     return window.col_off, window.row_off, window.col_end, window.row_end
 
 
-def _measure(a: Instances, b: Instances, strip: Window, trusted: Window) -> tuple[I64, I64, I64, I64]:
-    """Return (pairs (P, 2), common pixels (P, 2), pixels of a (Na, 2), of b (Nb, 2)); columns: strip, trusted."""
+def _common(a: Fragments, b: Fragments, strip: Window, trusted: Window) -> tuple[I64, I64]:
+    """Return (pairs (P, 2) of fragments with common pixels, the pixels (P, 2) in the strip and its trusted middle)."""
     zones = np.array([_corners(strip), _corners(trusted)], np.int64)
-    runs_a = _strip_runs(a.runs.rows, a.runs.starts, a.runs.stops, a.runs.offsets, zones[0])
-    runs_b = _strip_runs(b.runs.rows, b.runs.starts, b.runs.stops, b.runs.offsets, zones[0])
-    keys, in_strip, in_trusted = _overlaps(*runs_a, *runs_b, zones, len(b))
+    keys, in_strip, in_trusted = _overlaps(*a.runs, *b.runs, zones, len(b))
+    if not len(keys):
+        return np.zeros((0, 2), np.int64), np.zeros((0, 2), np.int64)
     order = np.argsort(keys, kind="stable")
     unique, begins = np.unique(keys[order], return_index=True)
-    if not len(unique):
-        common = np.zeros((0, 2), np.int64)
-    else:
-        common = np.column_stack(
-            [np.add.reduceat(in_strip[order], begins), np.add.reduceat(in_trusted[order], begins)]
-        )
-    pairs = np.column_stack([unique // len(b), unique % len(b)]).astype(np.int64)
-    shown_a = np.column_stack([_shown(a, strip), _shown(a, trusted)])
-    shown_b = np.column_stack([_shown(b, strip), _shown(b, trusted)])
-    return pairs, common, shown_a, shown_b
+    common = np.column_stack([np.add.reduceat(v[order], begins) for v in (in_strip, in_trusted)])
+    return np.column_stack([unique // len(b), unique % len(b)]).astype(np.int64), common
 
 
 @kernel
-def _clipped_areas(rows: I32, starts: I32, stops: I32, offsets: I64, zone: I64) -> I64:
-    areas = np.zeros(len(offsets) - 1, np.int64)
-    for i in range(len(areas)):
-        for k in range(offsets[i], offsets[i + 1]):
-            if zone[1] <= rows[k] < zone[3]:
-                areas[i] += max(0, min(np.int64(stops[k]), zone[2]) - max(np.int64(starts[k]), zone[0]))
-    return areas
-
-
-@kernel
-def _strip_runs(rows: I32, starts: I32, stops: I32, offsets: I64, zone: I64) -> tuple[I32, I64, I32, I32, I32]:
-    """Return (row, first run of each strip row, start, stop, instance) of the runs in a zone, by row and start."""
+def _fragment_kernel(
+    rows: I32, starts: I32, stops: I32, offsets: I64, zones: I64
+) -> tuple[I64, I32, I32, I32, I64, I64]:
+    zone, trusted = zones[0], zones[1]
     count = 0
     for k in range(len(rows)):
         count += zone[1] <= rows[k] < zone[3] and starts[k] < zone[2] and stops[k] > zone[0]
+    parent = np.arange(count)
+    owner = np.empty(count, np.int64)
+    data = np.empty((3, count), np.int32)
     key = np.empty(count, np.int64)
-    data = np.empty((4, count), np.int32)
     n = 0
     for i in range(len(offsets) - 1):
+        upper = n
         for k in range(offsets[i], offsets[i + 1]):
-            if zone[1] <= rows[k] < zone[3] and starts[k] < zone[2] and stops[k] > zone[0]:
-                data[0, n], data[3, n] = rows[k] - zone[1], i
-                data[1, n] = max(np.int64(starts[k]), zone[0])
-                data[2, n] = min(np.int64(stops[k]), zone[2])
-                key[n] = (np.int64(data[0, n]) << 32) + data[1, n]
-                n += 1
-    order = np.argsort(key)
+            if not (zone[1] <= rows[k] < zone[3] and starts[k] < zone[2] and stops[k] > zone[0]):
+                continue
+            y, begin, end = rows[k], max(np.int64(starts[k]), zone[0]), min(np.int64(stops[k]), zone[2])
+            data[0, n], data[1, n], data[2, n] = y, begin, end
+            key[n] = (np.int64(y) << 32) + begin
+            owner[n] = i
+            while upper < n and (data[0, upper] < y - 1 or (data[0, upper] == y - 1 and data[2, upper] < begin)):
+                upper += 1
+            j = upper
+            while j < n and data[0, j] == y - 1 and data[1, j] <= end:
+                p, q = _root(parent, j), _root(parent, n)
+                parent[max(p, q)] = min(p, q)
+                j += 1
+            n += 1
+    fragment = np.empty(count, np.int32)
+    fragment_owner = np.empty(count, np.int64)
+    area = np.zeros((count, 2), np.int64)
+    num = 0
+    for k in range(count):
+        root = _root(parent, k)
+        if root == k:
+            fragment[k] = num
+            fragment_owner[num] = owner[k]
+            num += 1
+        else:
+            fragment[k] = fragment[root]
+        f = fragment[k]
+        area[f, 0] += data[2, k] - data[1, k]
+        if trusted[1] <= data[0, k] < trusted[3]:
+            area[f, 1] += max(0, min(np.int64(data[2, k]), trusted[2]) - max(np.int64(data[1, k]), trusted[0]))
     first = np.zeros(zone[3] - zone[1] + 1, np.int64)
     for k in range(count):
-        first[data[0, k] + 1] += 1
+        first[data[0, k] - zone[1] + 1] += 1
     for y in range(len(first) - 1):
         first[y + 1] += first[y]
-    return data[0][order], first, data[1][order], data[2][order], data[3][order]
+    order = np.argsort(key)
+    return first, data[1][order], data[2][order], fragment[order], fragment_owner[:num].copy(), area[:num].copy()
+
+
+@kernel
+def _root(parent: I64, k: int) -> int:
+    while parent[k] != k:
+        parent[k] = parent[parent[k]]
+        k = parent[k]
+    return k
 
 
 @kernel
 def _overlaps(
-    rows_a: I32,
     first_a: I64,
     starts_a: I32,
     stops_a: I32,
     who_a: I32,
-    rows_b: I32,
     first_b: I64,
     starts_b: I32,
     stops_b: I32,
@@ -241,7 +269,7 @@ def _overlaps(
     num_b: int,
 ) -> tuple[I64, I64, I64]:
     """Return (pair key, common pixels in the strip, in the trusted middle) for each pair of runs that overlap."""
-    capacity = np.int64(len(rows_a) + len(rows_b) + 16)
+    capacity = np.int64(len(starts_a) + len(starts_b) + 16)
     out = np.empty((3, capacity), np.int64)
     n = np.int64(0)
     for y in range(len(first_a) - 1):

@@ -1,0 +1,1 @@
+"""Storage, file formats and the commit: everything that touches bytes outside this process."""

@@ -1,10 +1,10 @@
-"""The commit: a run's parts replace its scenes' older rows in one step, whoever else commits at the same time.
+"""The commit: a run's parts replace its scenes' older rows in one step, whoever else commits at that time.
 
 Protocol. (1) `store.json` fixes format and coordinates. (2) One Delta transaction on features/ adds the run's parts and
-removes the files that hold rows of the run's scenes; files shared with other scenes are written anew without those rows.
-It records two application transactions: the store's, so that two commits that were planned on the same version
-conflict, and the run's, so that a repeated commit is seen as done. Both carry the *commit number*, which grows by one
-with each commit of the store. On a conflict everything is planned again on the newer version. (3) The scenes' rows are
+removes the files that hold rows of the run's scenes; files shared with other scenes are written anew without them. It
+records two application transactions: the store's, so that two commits that were planned on the same version conflict,
+and the run's, so that a repeated commit is seen as done. Both carry the *commit number*, which grows by one with each
+commit of the store. On a conflict everything is planned again on the newer version. (3) The scenes' rows are
 committed to scenes/ the same way. A run that died between (2) and (3) repeats (3) alone; rows of a scene that a later
 commit has replaced in the meantime are left as they are.
 
@@ -14,13 +14,12 @@ run, rewritten parts by what they are made of, rows of scenes/ by chance.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import time
 import uuid
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -31,11 +30,12 @@ from deltalake import DeltaTable
 from numpy.typing import NDArray
 
 from segworker.errors import CommitConflict, StoreError
-from segworker.io.delta import LiveFile, commit_files, create_table, failures_of, live_files_of, open_table
+from segworker.io.delta import commit_files, create_table, failures_of, live_files_of, open_table
 from segworker.io.geoparquet import Part, column_stats, write_parquet
-from segworker.io.ids import INDEX_BITS, scene_numbers_of
+from segworker.io.ids import INDEX_BITS, format_ranges, parse_ranges
+from segworker.io.replace import Replacement, meets
 from segworker.io.storage import Storage
-from segworker.io.table import FEATURES_TABLE, SCENES_TABLE, ensure_store, part_name, read_parquet, write_part
+from segworker.io.table import FEATURES_TABLE, SCENES_TABLE, ensure_store, part_name, read_parquet
 from segworker.io.table_crs import TableCrs
 from segworker.schema import COMMIT_COLUMNS, FEATURES, SCENES
 
@@ -54,7 +54,7 @@ class CommitResult:
     commit_no: int
     "Grows by one with each commit of the store."
     features_version: int
-    "Version of the features table that readers see now."
+    "Version of the features table that this call made (or found, where it is repeated)."
     num_removed: int
     "Files of features/ that this call took out of the table, those written anew included."
     num_rewritten: int
@@ -70,7 +70,7 @@ def features_version(storage: Storage) -> int:
 
 
 def committed_as(storage: Storage, run_id: str) -> int | None:
-    """Return the commit number of a run whose features are in the table, or None. Its parts must not be written again."""
+    """Return the commit number of a run whose features are in, or None: its parts must not be written again."""
     table = open_table(storage, FEATURES_TABLE)
     return None if table is None else _recorded(table, RUN_APP + run_id)
 
@@ -105,7 +105,10 @@ def commit_run(
         StoreError: for parts with rows of other scenes, and stores with other coordinates.
         StorageError: when the store cannot be read or written.
     """
-    work = _Work(storage, run_id, tuple(parts), _conform(scenes), table_crs, frozenset(removed_scene_nos), base_version)
+    rows = _conform(scenes)
+    scene_nos = np.array(sorted({*rows["scene_no"].to_pylist(), *removed_scene_nos}), np.int64)
+    replacement = Replacement(storage, run_id, scene_nos, table_crs)
+    work = _Work(storage, run_id, tuple(parts), rows, table_crs, base_version, replacement)
     _check_parts(work)
     ensure_store(storage, table_crs)
     result = _until_done(lambda: _try_features(work), storage.location(FEATURES_TABLE))
@@ -115,21 +118,20 @@ def commit_run(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Work:
-    """A commit to be made; `rewritten` keeps what earlier tries wrote anew."""
+    """A commit to be made."""
 
     storage: Storage
     run_id: str
     parts: tuple[Part, ...]
     scenes: pa.Table
     table_crs: TableCrs
-    removed: frozenset[int]
     base_version: int | None
-    rewritten: dict[str, Part | None] = field(default_factory=dict)
+    replacement: Replacement
 
     @property
     def replaced(self) -> NDArray[np.int64]:
         """Sorted numbers of the scenes whose older rows go."""
-        return np.array(sorted({*self.scenes["scene_no"].to_pylist(), *self.removed}), np.int64)
+        return self.replacement.scene_nos
 
 
 def _until_done(attempt: Callable[[], _T | None], location: str) -> _T:
@@ -139,7 +141,8 @@ def _until_done(attempt: Callable[[], _T | None], location: str) -> _T:
             return result
         time.sleep(random.uniform(0, min(2.0, 0.05 * 2**tries)))  # noqa: S311 - spreads writers, no secret
     raise CommitConflict(
-        f"a commit finds a moment without another one, got {MAX_TRIES} conflicts in {location}; run the same command again"
+        f"a commit needs a moment without another one, got {MAX_TRIES} conflicts in {location}; "
+        "run the same command again"
     )
 
 
@@ -153,75 +156,22 @@ def _try_features(work: _Work) -> CommitResult | None:
     if done is not None:
         return CommitResult(done, int(table.version()), 0, 0, repeated=True)
     _refuse_overlap(work, table)
-    removed, rewritten = _plan_removal(work, live_files_of(table))
+    removal = work.replacement.plan(live_files_of(table))
     number = (_recorded(table, STORE_APP) or 0) + 1
-    entry = {"commit_no": number, "run_id": work.run_id, "scenes": _ranges(work.replaced)}
+    version = int(table.version()) + 1
+    entry = {"commit_no": number, "run_id": work.run_id, "scenes": format_ranges(work.replaced)}
     landed = commit_files(
         table,
         FEATURES,
-        added=[*work.parts, *rewritten],
-        removed=removed,
+        added=[*work.parts, *removal.rewritten],
+        removed=removal.files,
         transactions=[(STORE_APP, number), (RUN_APP + work.run_id, number)],
         metadata={LOG_KEY: json.dumps(entry)},
     )
-    return CommitResult(number, int(table.version()), len(removed), len(rewritten), repeated=False) if landed else None
-
-
-def _plan_removal(work: _Work, files: Sequence[LiveFile]) -> tuple[list[LiveFile], list[Part]]:
-    """Return the files that hold replaced rows, and parts with the rows of theirs that stay."""
-    removed: list[LiveFile] = []
-    kept: list[Part] = []
-    for file in files:
-        if not _may_touch(file, work.replaced):
-            continue
-        key = _content_key(file, work.replaced)
-        if key not in work.rewritten:
-            rest = _rest(work, file)
-            if rest is None:
-                continue
-            work.rewritten[key] = (
-                write_part(work.storage, work.run_id, f"of-{key}", rest, work.table_crs) if len(rest) else None
-            )
-        removed.append(file)
-        part = work.rewritten[key]
-        kept += [part] if part is not None else []
-    return removed, kept
-
-
-def _rest(work: _Work, file: LiveFile) -> pa.Table | None:
-    """Return the rows of a file that stay (perhaps none), or None where nothing has to go."""
-    path = f"{FEATURES_TABLE}/{file.path}"
-    if _scene_bounds(file)[0] == _scene_bounds(file)[1]:
-        return FEATURES.empty_table()
-    numbers = scene_numbers_of(read_parquet(work.storage, path, columns=["feature_id"])["feature_id"].to_numpy())
-    stays = ~np.isin(numbers, work.replaced)
-    if stays.all():
+    if not landed:
         return None
-    if not stays.any():
-        return FEATURES.empty_table()
-    return read_parquet(work.storage, path).filter(pa.array(stays))
-
-
-def _may_touch(file: LiveFile, replaced: NDArray[np.int64]) -> bool:
-    low, high = _scene_bounds(file)
-    return bool(np.searchsorted(replaced, low) < np.searchsorted(replaced, high, side="right"))
-
-
-def _scene_bounds(file: LiveFile) -> tuple[int, int]:
-    try:
-        return file.minima["feature_id"] >> INDEX_BITS, file.maxima["feature_id"] >> INDEX_BITS
-    except (KeyError, TypeError):
-        raise StoreError(
-            f"files of a features table carry the bounds of feature_id, got none for {file.path}; "
-            "another program wrote it, remove it from the table"
-        ) from None
-
-
-def _content_key(file: LiveFile, replaced: NDArray[np.int64]) -> str:
-    """Return a name for 'this file without these scenes'."""
-    low, high = _scene_bounds(file)
-    inside = replaced[(replaced >= low) & (replaced <= high)]
-    return hashlib.sha256(f"{file.path}|{_ranges(inside)}".encode()).hexdigest()[:16]
+    counts = len(removal.files), len(removal.rewritten)
+    return CommitResult(number, version, *counts, repeated=False)
 
 
 def _refuse_overlap(work: _Work, table: DeltaTable) -> None:
@@ -238,7 +188,7 @@ def _refuse_overlap(work: _Work, table: DeltaTable) -> None:
         if text is None:
             continue
         other = json.loads(text)
-        common = np.intersect1d(work.replaced, _numbers(other["scenes"]))
+        common = np.intersect1d(work.replaced, parse_ranges(other["scenes"]))
         if len(common):
             raise CommitConflict(
                 f"a scene is committed by one run at a time, got {len(common)} scenes that run {other['run_id']} "
@@ -258,7 +208,11 @@ def _try_scenes(work: _Work, commit_no: int) -> bool | None:
     if _recorded(table, RUN_APP + work.run_id) is not None:
         return True
     files = live_files_of(table)
-    touched = files if len(files) >= MAX_SCENE_FILES else [f for f in files if _touches_rows(f, work.replaced)]
+    touched = (
+        files
+        if len(files) >= MAX_SCENE_FILES
+        else [f for f in files if meets(f.minima["scene_no"], f.maxima["scene_no"], work.replaced)]
+    )
     old = [read_parquet(work.storage, f"{SCENES_TABLE}/{file.path}").cast(SCENES) for file in touched]
     rows = _merge_scenes(pa.concat_tables([SCENES.empty_table(), *old]), work, commit_no)
     added = [_write_scenes(work, rows)] if len(rows) else []
@@ -293,11 +247,6 @@ def _write_scenes(work: _Work, rows: pa.Table) -> Part:
     return write_parquet(rows, work.storage.child(SCENES_TABLE), name, stats=stats)
 
 
-def _touches_rows(file: LiveFile, replaced: NDArray[np.int64]) -> bool:
-    low, high = file.minima["scene_no"], file.maxima["scene_no"]
-    return bool(np.searchsorted(replaced, low) < np.searchsorted(replaced, high, side="right"))
-
-
 # -- checks and small things ------------------------------------------------------------------------------------------
 
 
@@ -318,26 +267,11 @@ def _check_parts(work: _Work) -> None:
         ends = {stats[key]["feature_id"] >> INDEX_BITS for key in ("minValues", "maxValues")}
         if ends - known:
             raise StoreError(
-                f"parts hold rows of the commit's scenes alone, got scene numbers {sorted(ends - known)} in {part.path}; "
-                "this is a bug, report it"
+                f"parts hold rows of the commit's scenes alone, got scene numbers {sorted(ends - known)} "
+                f"in {part.path}; this is a bug, report it"
             )
 
 
 def _recorded(table: DeltaTable, app_id: str) -> int | None:
     with failures_of(table.table_uri):
         return table.transaction_version(app_id)
-
-
-def _ranges(numbers: NDArray[np.int64]) -> str:
-    """Return sorted numbers as '0-4999,5003'."""
-    if not len(numbers):
-        return ""
-    breaks = np.flatnonzero(np.diff(numbers) != 1)
-    firsts, lasts = numbers[np.r_[0, breaks + 1]], numbers[np.r_[breaks, len(numbers) - 1]]
-    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(firsts, lasts, strict=True))
-
-
-def _numbers(ranges: str) -> NDArray[np.int64]:
-    """Return the numbers of `_ranges`."""
-    spans = [tuple(map(int, (span.split("-") * 2)[:2])) for span in ranges.split(",") if span]
-    return np.concatenate([np.zeros(0, np.int64), *(np.arange(first, last + 1) for first, last in spans)])

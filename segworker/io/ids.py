@@ -35,9 +35,9 @@ def feature_ids(scene_no: int, indices: NDArray[np.integer]) -> NDArray[np.int64
         scene_no: 0 to 2^21 - 1.
         indices: (N,) 0 to 2^32 - 1, in the scene.
     """
-    if not 0 <= scene_no < MAX_SCENES:
+    if scene_no < 0 or scene_no >= MAX_SCENES:
         raise StoreError(f"a scene number is 0 to {MAX_SCENES - 1}, got {scene_no}; this is a bug, report it")
-    if len(indices) and not (0 <= int(indices.min()) and int(indices.max()) < MAX_FEATURES_PER_SCENE):
+    if len(indices) and (int(indices.min()) < 0 or int(indices.max()) >= MAX_FEATURES_PER_SCENE):
         raise StoreError(
             f"a scene has at most {MAX_FEATURES_PER_SCENE} features, got index {int(indices.max())}; split the scene"
         )
@@ -86,6 +86,21 @@ def reserve_scene_numbers(storage: Storage, scene_ids: Iterable[str]) -> dict[st
         ledger = _read(storage, ledger)
 
 
+def format_ranges(numbers: NDArray[np.int64]) -> str:
+    """Return sorted numbers as '0-4999,5003'."""
+    if not len(numbers):
+        return ""
+    breaks = np.flatnonzero(np.diff(numbers) != 1)
+    firsts, lasts = numbers[np.r_[0, breaks + 1]], numbers[np.r_[breaks, len(numbers) - 1]]
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(firsts, lasts, strict=True))
+
+
+def parse_ranges(text: str) -> NDArray[np.int64]:
+    """Return the numbers that `format_ranges` wrote."""
+    spans = [tuple(map(int, (span.split("-") * 2)[:2])) for span in text.split(",") if span]
+    return np.concatenate([np.zeros(0, np.int64), *(np.arange(first, last + 1) for first, last in spans)])
+
+
 @dataclass(frozen=True, slots=True)
 class _Ledger:
     """What a chain of segments says."""
@@ -97,7 +112,7 @@ class _Ledger:
 
 def _read(storage: Storage, known: _Ledger | None = None) -> _Ledger:
     """Read the chain from its newest snapshot on, or from where `known` ends."""
-    num_segments = sum(1 for _ in storage.list(LEDGER))
+    num_segments = max((_segment_number(info.path) for info in storage.list(LEDGER)), default=-1) + 1
     start = max(0, num_segments - 1) // SNAPSHOT_EVERY * SNAPSHOT_EVERY
     numbers: dict[str, int] = {}
     if known and known.num_segments >= start:
@@ -116,6 +131,11 @@ def _read(storage: Storage, known: _Ledger | None = None) -> _Ledger:
 
 def _segment_path(k: int) -> str:
     return f"{LEDGER}/{k:08d}.json.gz"
+
+
+def _segment_number(path: str) -> int:
+    name = path.rpartition("/")[2].removesuffix(".json.gz")
+    return int(name) if name.isdecimal() else -1
 
 
 def _encode(first: int, scene_ids: list[str]) -> bytes:

@@ -124,9 +124,9 @@ def aerial(shape_yx: tuple[int, int], rng: np.random.Generator) -> TruthScene:
             canvas.add(rectangle(y, x, half[0], half[1], rng.uniform(0, np.pi)), class_id=1, keep=0.99, gap_px=1)
     for _ in range(int(220 * height * width / 2**20)):
         y, x = rng.uniform(0, height), rng.uniform(0, width)
-        canvas.add(disc(y, x, rng.uniform(4, 16)), class_id=2, keep=0.6)
+        canvas.add(disc(y, x, rng.uniform(6, 18)), class_id=2, keep=0.6)
         if rng.random() < 0.25:
-            canvas.add(rectangle(y + 20, x, 2.5, 5.0, 0.0), class_id=3, keep=0.99, gap_px=1)
+            canvas.add(rectangle(y + 22, x, 4.0, 7.5, 0.0), class_id=3, keep=0.99, gap_px=1)
     return canvas.scene((Category(1, "building"), Category(2, "tree"), Category(3, "car")))
 
 

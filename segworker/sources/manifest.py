@@ -1,0 +1,111 @@
+"""Manifests: lists of scenes as text, CSV or Parquet."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from segworker.errors import ConfigError, StorageError
+from segworker.io.failures import redact
+from segworker.io.storage import open_storage
+from segworker.sources.identity import check_scene_id
+
+EXTENSIONS = (".txt", ".csv", ".parquet")
+_TIMEOUT_S = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of a manifest."""
+
+    uri: str
+    "Absolute; what a manifest writes relative to itself is resolved."
+    scene_id: str | None = None
+
+
+def is_manifest(uri: str) -> bool:
+    """Say whether an input is a list of scenes, by its extension."""
+    return PurePosixPath(urlsplit(uri).path if "://" in uri else uri).suffix.lower() in EXTENSIONS
+
+
+def read_manifest(uri: str) -> list[Entry]:
+    """Read a manifest from a local path, s3:// or http(s):// URI.
+
+    Text holds one uri a line; empty lines and lines that begin with '#' are skipped. CSV and Parquet have a column
+    `uri`, and optionally `scene_id`; others are ignored. A manifest without uris is a ConfigError.
+    """
+    name, data = redact(uri), _read(uri)
+    extension = PurePosixPath(urlsplit(uri).path if "://" in uri else uri).suffix.lower()
+    if extension == ".parquet":
+        rows = _parquet_rows(data, name)
+    elif extension == ".csv":
+        rows = _csv_rows(_text(data, name), name)
+    else:
+        lines = (line.strip() for line in _text(data, name).splitlines())
+        rows = [(line, None) for line in lines if line and not line.startswith("#")]
+    folder = uri.rpartition("/")[0] if "://" in uri else str(Path(uri).absolute().parent)
+    entries = [Entry(_resolved(u, folder), check_scene_id(i, name) if i else None) for u, i in rows]
+    if not entries:
+        raise ConfigError(f"a manifest lists at least one scene, got none in {name}; add one uri a line")
+    return entries
+
+
+def _read(uri: str) -> bytes:
+    try:
+        if uri.startswith(("http://", "https://")):
+            with urlopen(Request(uri), timeout=_TIMEOUT_S) as response:  # noqa: S310 - the scheme was just checked
+                return bytes(response.read())
+        if "://" in uri:
+            folder, _, name = uri.rpartition("/")
+            return open_storage(folder).read(name)
+        return Path(uri).read_bytes()
+    except (OSError, StorageError) as error:
+        raise ConfigError(f"a manifest must be readable, got {redact(uri)} ({error}); correct the path") from None
+
+
+def _text(data: bytes, name: str) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"a manifest is UTF-8 text, got {name} ({error}); save it as UTF-8") from None
+
+
+def _csv_rows(text: str, name: str) -> list[tuple[str, str | None]]:
+    reader = csv.DictReader(io.StringIO(text), skipinitialspace=True)
+    _require_uri(list(reader.fieldnames or []), name)
+    rows = ((row["uri"], row.get("scene_id")) for row in reader)
+    return [(uri.strip(), scene_id.strip() if scene_id else None) for uri, scene_id in rows if uri and uri.strip()]
+
+
+def _parquet_rows(data: bytes, name: str) -> list[tuple[str, str | None]]:
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data))
+        columns = list(file.schema_arrow.names)
+        _require_uri(columns, name)
+        table = file.read(columns=[c for c in ("uri", "scene_id") if c in columns])
+    except pa.ArrowException as error:
+        raise ConfigError(f"a manifest named .parquet is a Parquet file, got {name} ({error}); rewrite it") from None
+    uris = table["uri"].to_pylist()
+    ids = table["scene_id"].to_pylist() if "scene_id" in table.column_names else [None] * len(uris)
+    return [(str(u), None if i is None else str(i)) for u, i in zip(uris, ids, strict=True) if u]
+
+
+def _require_uri(columns: list[str], name: str) -> None:
+    if "uri" not in columns:
+        raise ConfigError(
+            f"a manifest has a column `uri`, got {', '.join(columns[:8]) or 'no columns'} in {name}; rename the column "
+            "that holds paths"
+        )
+
+
+def _resolved(uri: str, folder: str) -> str:
+    if "://" in uri or uri.startswith("/"):
+        return uri
+    return f"{folder}/{uri}" if "://" in folder else str((Path(folder) / Path(uri).expanduser()).absolute())

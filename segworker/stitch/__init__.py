@@ -1,0 +1,66 @@
+"""From instances of tiles to features of a scene, block of tiles by block of tiles.
+
+Four passes, each a set of independent tasks per block, with only the ids and sums of border objects meeting between them:
+
+A. `link_block`: links between the instances of a block's tiles and of the ring of tiles around it; local components.
+B. `join_blocks`: components that reach over block borders become one; their class, score and rank are settled.
+C. `cut_block`: the pixels of each core, each to one feature by a total order over whole features.
+D. `rank_blocks` and `assemble_block`: emptied features are gone, indices are given by first pixel, and each feature is put
+   together in the block that holds its first pixel.
+
+A block here is any rectangle of tiles; results do not depend on how a scene is cut into blocks. Sums are integers, so
+they do not depend on the order of addition either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from segworker.grid import Grid
+from segworker.stitch.cut import cut_block
+from segworker.stitch.link import join_blocks, link_block
+from segworker.stitch.parts import (
+    SCORE_ONE,
+    SEAM_NAMES,
+    BlockLinks,
+    BorderFeatures,
+    Features,
+    Pieces,
+    StitchOptions,
+    TileKey,
+)
+from segworker.stitch.rank import BlockRank, PieceSummary, assemble_block, rank_blocks, summarise
+from segworker.types import Instances, Window
+
+__all__ = [
+    "SCORE_ONE",
+    "SEAM_NAMES",
+    "BlockLinks",
+    "BlockRank",
+    "BorderFeatures",
+    "Features",
+    "PieceSummary",
+    "Pieces",
+    "StitchOptions",
+    "TileKey",
+    "assemble_block",
+    "cut_block",
+    "join_blocks",
+    "link_block",
+    "rank_blocks",
+    "stitch_scene",
+    "summarise",
+]
+
+
+def stitch_scene(tiles: Sequence[Instances], *, grid: Grid, options: StitchOptions) -> Features:
+    """Stitch a whole scene in memory, as one block: for small scenes, tests and benchmarks."""
+    own = {(t.tile.row, t.tile.col): t for t in tiles}
+    links = link_block(own, {}, grid=grid, rule=options.rule)
+    border = join_blocks([links])[0]
+    pieces = cut_block(own, links, border, options=options)
+    region = Window(0, 0, grid.width, grid.height)
+    rank = rank_blocks([summarise(pieces, region)], options=options)[0]
+    return assemble_block(pieces, pieces.take(np.zeros(0, np.int64)), rank, region)

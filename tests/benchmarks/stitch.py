@@ -1,0 +1,261 @@
+"""Compare ways to stitch on the same tile predictions, side by side in one run.
+
+    python tests/benchmarks/stitch.py [--kinds nuclei,aerial,fields,roads] [--seeds 5] [--tile 512 --overlap 64]
+        [--tools ours,oracle,none,union,nms,nmm,ownership,core-join,sahi,supervision] [--instances 149000]
+
+The first table has the panoptic quality with perfect and with noisy tile results (means over the seeds), and the counts
+of faults with the noisy ones (sums over the seeds). The second has the speed and the peak memory on dense nuclei. Each
+tool runs in a process of its own with a time limit. `evaluate_rule` does the first part for any function.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import platform
+import resource
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+from seam_cases import KINDS, Case, Score, Stitched, Tool, make_case, score
+from seam_dense import count, dense_instances
+from seam_public import PUBLIC_TOOLS
+from seam_tools import TOOLS, oracle, ours
+
+from segworker.grid import Grid
+from segworker.types import Instances, Runs
+
+DEFAULT_TOOLS = ("ours", "oracle", *TOOLS, *PUBLIC_TOOLS)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table of a tool and kind: means and sums over seeds."""
+
+    tool: str
+    kind: str
+    pq_perfect: float
+    pq_noisy: float
+    cut: int
+    merged: int
+    duplicates: int
+    missed: int
+    false: int
+    welds: int
+    num_objects: int
+    perfect_faults: int
+    "Cut, merged and duplicates with perfect tile results."
+    seconds: float
+    "For the noisy results."
+
+
+def evaluate_rule(
+    stitch_fn: Callable[[Sequence[Instances], Grid], Any],
+    *,
+    kinds: Iterable[str] = KINDS,
+    seeds: Iterable[int] = (0,),
+    tile: int = 512,
+    overlap: int = 64,
+    size: int = 2048,
+    quiet: bool = False,
+) -> list[Row]:
+    """Score any stitch function beside the oracle, print the table and return its rows.
+
+    Args:
+        stitch_fn: (instances of each tile, grid) -> Features, Runs or Stitched. Wrong welds are counted from the groups
+            of instances where it returns Stitched with groups, otherwise from pixels.
+        kinds: of `KINDS`.
+        seeds: of the scenes.
+        tile: px.
+        overlap: px.
+        size: side of the scenes in px.
+        quiet: print nothing.
+    """
+    rows = []
+    for kind in kinds:
+        cases = [make_case(kind, seed, tile=tile, overlap=overlap, size=size) for seed in seeds]
+        rows.append(_row("rule", kind, [_both(stitch_fn, c) for c in cases]))
+        rows.append(_row("oracle", kind, [_both(None, c) for c in cases]))
+    if not quiet:
+        print_quality(rows)
+    return rows
+
+
+def as_stitched(result: Any) -> Stitched:
+    """Return the result of any stitch function in the benchmark's form."""
+    if isinstance(result, Stitched):
+        return result
+    return Stitched(result if isinstance(result, Runs) else result.pieces.runs)
+
+
+def _both(tool: Callable[[Sequence[Instances], Grid], Any] | None, case: Case) -> tuple[Score, Score, float]:
+    """Return the scores with perfect and noisy tile results; None is the oracle."""
+    scores = []
+    for seen in (case.perfect, case.noisy):
+        run = tool or oracle(seen)
+        begin = time.perf_counter()
+        result = as_stitched(run([s.instances for s in seen], case.grid))
+        seconds = time.perf_counter() - begin
+        scores.append(score(case, seen, result))
+    return scores[0], scores[1], seconds
+
+
+def _row(tool: str, kind: str, results: list[tuple[Score, Score, float]]) -> Row:
+    noisy = [r[1] for r in results]
+    return Row(
+        tool,
+        kind,
+        float(np.mean([r[0].pq for r in results])),
+        float(np.mean([n.pq for n in noisy])),
+        *(sum(getattr(n, name) for n in noisy) for name in ("cut", "merged", "duplicates", "missed", "false", "welds")),
+        num_objects=sum(n.num_objects for n in noisy),
+        perfect_faults=sum(r[0].cut + r[0].merged + r[0].duplicates for r in results),
+        seconds=sum(r[2] for r in results),
+    )
+
+
+def print_quality(rows: Sequence[Row], *, header: bool = True) -> None:
+    """Print the table of panoptic quality and faults."""
+    if header:
+        print_header()
+    for r in rows:
+        welds = f"{r.welds} ({r.welds / max(1, r.num_objects):.2%})"
+        counts = f"{r.cut} | {r.merged} | {r.duplicates} | {r.missed} | {r.false} | {welds} | {r.perfect_faults}"
+        print(
+            f"| {r.kind} | {r.tool} | {r.pq_perfect:.4f} | {r.pq_noisy:.4f} | {counts} | {r.seconds:.2f} |", flush=True
+        )
+
+
+def print_header() -> None:
+    """Print the head of the first table."""
+    print(
+        "| kind | tool | PQ perfect | PQ noisy | cut | merged | dupl. | missed | false | wrong welds | faults perfect | s |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
+
+
+def in_own_process(function: Callable[[], Any], *, limit_s: float) -> tuple[Any, float]:
+    """Run a function in a forked process.
+
+    Returns:
+        Its result, or a line of text that says why there is none, and the growth of its peak memory in MB.
+    """
+    context = multiprocessing.get_context("fork")
+    ours_end, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_report, args=(function, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        answer = ours_end.recv() if ours_end.poll(limit_s) else ("time-out", 0.0)
+    except EOFError:
+        answer = ("killed", 0.0)
+    process.kill()
+    process.join()
+    return answer
+
+
+def _report(function: Callable[[], Any], end: Connection) -> None:
+    before = _rss_mb()
+    try:
+        result = function()
+    except Exception as error:  # noqa: BLE001  # a tool that fails is a line of the table
+        result = f"error: {type(error).__name__}: {error}"[:120]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    end.send((result, max(0.0, peak - before)))
+
+
+def _rss_mb() -> float:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def _tool(name: str) -> Tool | None:
+    """Return a tool by name; None for the oracle, which needs to know more."""
+    return ours() if name == "ours" else None if name == "oracle" else {**TOOLS, **PUBLIC_TOOLS}[name]
+
+
+def quality_part(
+    tools: Sequence[str], kinds: Sequence[str], seeds: Sequence[int], arguments: argparse.Namespace
+) -> None:
+    """Print the first table, kind by kind."""
+    print_header()
+    for kind in kinds:
+        for name in tools:
+            results, trouble = [], None
+            for seed in seeds:
+                case = make_case(kind, seed, tile=arguments.tile, overlap=arguments.overlap, size=arguments.size)
+                result, _ = in_own_process(lambda n=name, c=case: _both(_tool(n), c), limit_s=arguments.limit)
+                if isinstance(result, str):
+                    trouble = result
+                    break
+                results.append(result)
+            if trouble:
+                print(f"| {kind} | {name} | {trouble} |" + " |" * 9, flush=True)
+            else:
+                print_quality([_row(name, kind, results)], header=False)
+
+
+def speed_part(tools: Sequence[str], num: int, limit_s: float) -> None:
+    """Print the second table: the better of two runs in one process, compilation apart."""
+    grid, tiles = dense_instances(num)
+    small_grid, small = dense_instances(3000)
+    n = count(tiles)
+    print(f"\n{n} dense nuclei in {len(tiles)} tiles, one core\n")
+    print("| tool | s | instances/s | peak MB |\n|---|---|---|---|")
+    for name in tools:
+        if name == "oracle":
+            continue
+        tool = _tool(name)
+
+        def best(tool: Tool = tool) -> float:
+            tool(small, small_grid)
+            seconds = []
+            for _ in range(2):
+                begin = time.perf_counter()
+                tool(tiles, grid)
+                seconds.append(time.perf_counter() - begin)
+            return min(seconds)
+
+        result, peak = in_own_process(best, limit_s=limit_s)
+        if isinstance(result, str):
+            print(f"| {name} | {result} | | |", flush=True)
+        else:
+            print(f"| {name} | {result:.2f} | {n / result:,.0f} | {peak:,.0f} |", flush=True)
+
+
+def main() -> None:
+    """Parse flags and print both tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kinds", default=",".join(KINDS))
+    parser.add_argument("--seeds", type=int, default=5, help="number of scenes of each kind")
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--tile", type=int, default=512)
+    parser.add_argument("--overlap", type=int, default=64)
+    parser.add_argument("--size", type=int, default=2048, help="side of the scenes in px")
+    parser.add_argument("--tools", default=",".join(DEFAULT_TOOLS))
+    parser.add_argument("--instances", type=int, default=149_000, help="for the speed part; 0 leaves it out")
+    parser.add_argument("--limit", type=float, default=120.0, help="seconds for one tool on one scene")
+    arguments = parser.parse_args()
+    tools = [t for t in arguments.tools.split(",") if t]
+    unknown = sorted(set(tools) - set(DEFAULT_TOOLS))
+    if unknown:
+        parser.error(f"unknown tools {', '.join(unknown)}; choose from {', '.join(DEFAULT_TOOLS)}")
+    print(
+        f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    )
+    print(f"tile {arguments.tile}, overlap {arguments.overlap}, {arguments.size} px scenes, {arguments.seeds} seeds\n")
+    seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
+    kinds = [k for k in arguments.kinds.split(",") if k]
+    if kinds and arguments.seeds:
+        quality_part(tools, kinds, seeds, arguments)
+    if arguments.instances:
+        speed_part(tools, arguments.instances, arguments.limit)
+
+
+if __name__ == "__main__":
+    main()
