@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(argv: Sequence[str], *, prog: str = "segworker run") -> int:
-    """Do what `segworker run ARGV` does and return the exit code: one line on stderr where it fails."""
+    """Do what `segworker run ARGV` does and return the exit code; a line on stderr for each error."""
     return guarded(lambda: _run(argv, prog=prog), debug="debug" in argv)
 
 
@@ -68,7 +68,8 @@ def guarded(command: Callable[[], int], *, debug: bool = False) -> int:
     except SegworkerError as error:
         if debug:
             traceback.print_exception(error)
-        print(f"error: {error}", file=sys.stderr)
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
         return int(error.exit_code)
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from the finished tiles", file=sys.stderr)

@@ -7,6 +7,7 @@ a feature on several blocks becomes one annotation in each, all carrying its `fe
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from segworker.errors import StoreError
+from segworker.io.failures import explain
 from segworker.io.ids import INDEX_BITS, MAX_FEATURES_PER_SCENE, SCENE_BITS
 from segworker.io.rle import rle_counts
 from segworker.io.storage import Storage
@@ -156,7 +158,7 @@ class CocoWriter:
             "w", encoding="utf-8"
         )
         head = {"info": dict(info or {}), "licenses": [], "categories": _categories(categories, keypoint_names or {})}
-        self._file.write(json.dumps(head)[:-1] + ', "annotations": [')
+        self._put(json.dumps(head)[:-1] + ', "annotations": [')
 
     def __enter__(self) -> Self:
         return self
@@ -196,13 +198,13 @@ class CocoWriter:
 
     def close(self) -> None:
         """Finish the file and put it into the storage."""
-        self._file.write('\n], "images": ' + json.dumps(list(self._images.values())) + "}\n")
-        self._file.close()
+        self._put('\n], "images": ' + json.dumps(list(self._images.values())) + "}\n", last=True)
         self._storage.write(self._path, Path(self._file.name))
 
     def discard(self) -> None:
         """Remove the temporary file."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # a full disk was reported by the write; this one's buffer does not matter
+            self._file.close()
         self._folder.cleanup()
 
     def _with_id(self, annotation: dict[str, Any], image: CocoImage) -> dict[str, Any]:
@@ -216,14 +218,22 @@ class CocoWriter:
         return {"id": (image.scene_no << INDEX_BITS) + MAX_FEATURES_PER_SCENE - count, **annotation}
 
     def _write(self, annotation: dict[str, Any]) -> None:
-        self._file.write(("\n" if self.num_annotations == 0 else ",\n") + json.dumps(annotation, separators=(",", ":")))
+        self._put(("\n" if self.num_annotations == 0 else ",\n") + json.dumps(annotation, separators=(",", ":")))
         self.num_annotations += 1
+
+    def _put(self, text: str, *, last: bool = False) -> None:
+        try:
+            self._file.write(text)
+            if last:
+                self._file.close()
+        except OSError as error:
+            raise explain("write", self._file.name, error) from None
 
 
 def segmentation_of(polygon: shapely.Geometry, height: int, width: int) -> list[list[float]] | dict[str, Any]:
     """Return a COCO segmentation in the image's pixels: polygons, or compressed RLE where there are holes."""
     parts = shapely.get_parts(polygon)
-    if not shapely.get_num_interior_ring(parts).any():
+    if not shapely.get_num_interior_rings(parts).any():
         return [_numbers(shapely.get_coordinates(part)[:-1].ravel()) for part in shapely.get_exterior_ring(parts)]
     raw = {"counts": rle_counts(polygon, height, width).tolist(), "size": [height, width]}
     packed = coco_mask.frPyObjects(raw, height, width)

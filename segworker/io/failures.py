@@ -80,7 +80,7 @@ def explain(verb: str, location: str, error: Exception) -> StorageError:
 
 def _reason(error: Exception) -> tuple[str, str]:
     text = str(error)
-    code = re.search(r"<Code>(\w+)</Code>", text)
+    code = re.search(r"<Code>(\w+)</Code>", text) or re.search(r"\(code: (\w+)\)", text)  # the latter: bulk deletes
     if code and code[1] in _BY_CODE:
         return _BY_CODE[code[1]]
     status = re.search(r"status code: (\d{3})", text)

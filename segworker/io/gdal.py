@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 import rasterio
+from rasterio._env import set_gdal_config
 from rasterio._err import CPLE_BaseError
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
@@ -34,10 +35,10 @@ SIDE_FILES = ("side_files", "yes")
 "In `Scene.options` where files beside the image belong to it."
 GDAL_ERRORS = (RasterioError, CPLE_BaseError, OSError, ValueError, MemoryError)
 "What rasterio raises for files that are damaged, absurd or not rasters."
-_CACHE_MB = "512"
+CACHE_BYTES = 512 * 2**20
+"For each process; GDAL's own default, 5% of the machine, is too much for a worker per core. GDAL_CACHEMAX overrides."
 _ACCESS_S = 300
 _OPTIONS = {
-    "GDAL_CACHEMAX": _CACHE_MB,  # strips of a 100,000 px wide image stay while a row of tiles is read
     "GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO",  # the fast path fills a truncated PNG with zeros and reports nothing
     "GDAL_VRT_ENABLE_PYTHON": "NO",  # a scene never runs code
     "GDAL_INGESTED_BYTES_AT_OPEN": "32768",
@@ -77,6 +78,7 @@ _URL_CHARACTERS = "%/:=&?~#+!$,;'@()*[]"
 def gdal_environment(uri: str, *, side_files: bool) -> Iterator[None]:
     """Set GDAL's options for one URI in this thread."""
     _quiet()
+    _bound_cache()
     alone = not side_files and PurePosixPath(urlsplit(uri).path).suffix.lower() in SELF_CONTAINED
     options = _OPTIONS | {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR" if alone else "TRUE"}
     if not uri.startswith(("s3://", "s3a://")):
@@ -142,6 +144,12 @@ def _quiet() -> None:
     first = warnings.filters[0] if warnings.filters else None
     if first is None or first[2] is not NotGeoreferencedWarning:
         warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
+
+
+@lru_cache(maxsize=1)
+def _bound_cache() -> None:
+    if "GDAL_CACHEMAX" not in os.environ:
+        set_gdal_config("GDAL_CACHEMAX", CACHE_BYTES)
 
 
 @lru_cache(maxsize=4)

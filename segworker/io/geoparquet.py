@@ -22,6 +22,7 @@ import pyproj
 from numpy.typing import NDArray
 
 from segworker.errors import StoreError
+from segworker.io.failures import explain
 from segworker.io.storage import Storage
 from segworker.schema import FEATURES
 
@@ -130,18 +131,25 @@ def write_parquet(table: pa.Table, storage: Storage, path: str, *, stats: str) -
     group_rows = min(ROW_GROUP_ROWS, max(1, int(ROW_GROUP_BYTES / max(1.0, _row_bytes(table)))))
     with tempfile.TemporaryDirectory(prefix="segworker-") as folder:
         file = Path(folder, "part.parquet")
-        pq.write_table(
-            table,
-            file,
-            compression="zstd",
-            row_group_size=group_rows,
-            use_dictionary=[f.name for f in table.schema if pa.types.is_string(f.type)],
-            write_statistics=[name for name in _leaf_names(table.schema) if name != "geometry"],
-            write_page_index=True,
-        )
+        try:
+            _write_local(table, file, group_rows)
+        except OSError as error:
+            raise explain("write", str(file), error) from None
         status = file.stat()
         storage.write(path, file)
     return Part(path, status.st_size, len(table), stats, int(status.st_mtime * 1000))
+
+
+def _write_local(table: pa.Table, file: Path, group_rows: int) -> None:
+    pq.write_table(
+        table,
+        file,
+        compression="zstd",
+        row_group_size=group_rows,
+        use_dictionary=[f.name for f in table.schema if pa.types.is_string(f.type)],
+        write_statistics=[name for name in _leaf_names(table.schema) if name != "geometry"],
+        write_page_index=True,
+    )
 
 
 def geo_metadata(features: pa.Table, crs: pyproj.CRS | None) -> dict[str, Any]:

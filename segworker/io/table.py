@@ -169,8 +169,13 @@ def read_parquet(
     storage: Storage, path: str, *, columns: list[str] | None = None, where: pc.Expression | None = None
 ) -> pa.Table:
     """Return the rows of one file without its footer's metadata, by ranged reads."""
-    with storage.open_input(path) as source:
-        table = pq.read_table(source, columns=columns, filters=where, partitioning=None)
+    try:
+        with storage.open_input(path) as source:
+            table = pq.read_table(source, columns=columns, filters=where, partitioning=None)
+    except pa.ArrowInvalid as error:
+        raise StoreError(
+            f"{storage.location(path)} must be a Parquet file, got {error}; restore it or run its scenes again"
+        ) from None
     return table.replace_schema_metadata(None)
 
 

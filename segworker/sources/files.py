@@ -11,15 +11,17 @@ import glob
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from http.client import HTTPException
 from pathlib import Path, PurePosixPath
+from typing import NoReturn
 from urllib.error import HTTPError
 from urllib.parse import unquote, urlsplit
 from urllib.request import Request, urlopen
 
-from segworker.errors import ConfigError
+from segworker.errors import ConfigError, StorageError
 from segworker.io.failures import redact
 from segworker.io.gdal import SELF_CONTAINED
 from segworker.io.header import FileStat
@@ -52,13 +54,9 @@ def expand(uri: str) -> list[Candidate]:
         return [stat_one(uri)]
     if scheme in ("s3", "s3a"):
         return _expand_s3(f"s3://{uri.split('://', 1)[1]}")
-    if scheme == "file":
-        return _expand_local(unquote(urlsplit(uri).path))
-    if scheme or uri.startswith("/vsi"):
-        raise ConfigError(
-            f"inputs are paths, globs, s3:// or http(s):// URIs, got {redact(uri)!r}; copy the scenes to one of these"
-        )
-    return _expand_local(str(Path(uri).expanduser()))
+    if scheme not in ("", "file"):
+        _refuse_scheme(uri)
+    return _expand_local(_local_path(uri))
 
 
 def stat_one(uri: str) -> Candidate:
@@ -69,7 +67,8 @@ def stat_one(uri: str) -> Candidate:
         name = unquote(path.rpartition("/")[2]) or urlsplit(uri).netloc
         stat, problem = _http_stat(uri)
         return Candidate(uri, root, name, stat, problem=problem)
-    if uri.startswith("s3://"):
+    if uri.startswith(("s3://", "s3a://")):
+        uri = f"s3://{uri.split('://', 1)[1]}"
         folder, _, name = uri.rpartition("/")
         storage = open_storage(folder)
         names = [name, *_possible_side_files(name)]
@@ -77,11 +76,25 @@ def stat_one(uri: str) -> Candidate:
         listing = {n: _Listed(i.size_bytes, i.etag, i.mtime_s) for n, i in found.items()}
         problem = None if name in listing else "no such object"
         return Candidate(uri, folder, name, _stat(name, listing) if not problem else None, problem=problem)
-    path = os.path.abspath(uri)  # noqa: PTH100 - never resolves links
+    if "://" in uri and not uri.startswith("file://"):
+        _refuse_scheme(uri)
+    path = os.path.abspath(_local_path(uri))  # noqa: PTH100 - never resolves links
     folder, name = os.path.split(path)
     listing = _scan(folder, (name, *_possible_side_files(name)) if _alone(name) else None)
     problem = None if name in listing else "no such file"
     return Candidate(path, folder, name, _stat(name, listing) if not problem else None, problem=problem)
+
+
+def _local_path(uri: str) -> str:
+    if uri.startswith("/vsi"):
+        _refuse_scheme(uri)
+    return unquote(urlsplit(uri).path) if uri.startswith("file://") else str(Path(uri).expanduser())
+
+
+def _refuse_scheme(uri: str) -> NoReturn:
+    raise ConfigError(
+        f"inputs are paths, globs, s3:// or http(s):// URIs, got {redact(uri)!r}; copy the scenes to one of these"
+    )
 
 
 def _expand_local(text: str) -> list[Candidate]:
@@ -101,9 +114,13 @@ def _expand_local(text: str) -> list[Candidate]:
 
 
 def _walk(root: str) -> Iterator[Candidate]:
-    for folder, subfolders, names in os.walk(root):
+    for folder, subfolders, names in os.walk(root, onerror=_raise_unlisted):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         yield from _in_folder(folder, [name for name in sorted(names) if _is_raster(name)], root)
+
+
+def _raise_unlisted(error: OSError) -> NoReturn:
+    raise StorageError(f"a folder must be readable, got {error.filename} ({error.strerror}); grant the permission")
 
 
 def _in_folder(folder: str, names: Iterable[str], root: str) -> Iterator[Candidate]:
@@ -118,7 +135,7 @@ def _expand_s3(uri: str) -> list[Candidate]:
     if _GLOB.search(key) and not _exists(uri):
         root = _fixed_part(f"/{key}").strip("/")
         pattern = _glob_regex(key)
-        return _list_s3(bucket, root, lambda name: bool(pattern.fullmatch(f"{root}/{name}".strip("/"))), uri)
+        return _list_s3(bucket, root, lambda name: pattern.fullmatch(f"{root}/{name}".strip("/")), uri)
     if key and not uri.endswith("/"):
         candidate = stat_one(uri)
         if not candidate.problem:
@@ -131,8 +148,7 @@ def _exists(uri: str) -> bool:
     return not _GLOB.search(folder) and open_storage(folder).head(name) is not None
 
 
-def _list_s3(bucket: str, root: str, wanted: object, pattern: str) -> list[Candidate]:
-    assert callable(wanted)
+def _list_s3(bucket: str, root: str, wanted: Callable[[str], object], pattern: str) -> list[Candidate]:
     base = f"s3://{bucket}/{root}".rstrip("/")
     storage: Storage = open_storage(base)
     folders: dict[str, dict[str, _Listed]] = defaultdict(dict)
@@ -231,9 +247,9 @@ def _http_stat(uri: str) -> tuple[FileStat | None, str | None]:
             headers = response.headers
     except HTTPError as error:
         return None, f"the server answers {error.code} {error.reason}"
-    except OSError as error:
+    except (OSError, ValueError, HTTPException) as error:
         return None, f"the server cannot be reached ({error})"
     total = (headers.get("Content-Range") or "").rpartition("/")[2] or headers.get("Content-Length") or ""
-    modified = email.utils.parsedate_to_datetime(headers["Last-Modified"]) if headers.get("Last-Modified") else None
+    parsed = email.utils.parsedate_tz(headers.get("Last-Modified") or "")
     size = int(total) if total.isdigit() else None
-    return FileStat(size, headers.get("ETag"), modified.timestamp() if modified else None), None
+    return FileStat(size, headers.get("ETag"), email.utils.mktime_tz(parsed) if parsed else None), None

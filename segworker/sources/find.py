@@ -97,15 +97,24 @@ def _from_inputs(inputs: Sequence[str]) -> list[Candidate]:
         if is_manifest(uri):
             continue
         some = expand(uri)
-        found += some or [Candidate(uri, "", redact(uri), problem="nothing was found there")]
+        folder, _, name = redact(uri).rstrip("/").rpartition("/")
+        found += some or [Candidate(uri, folder, name, problem="nothing was found there")]
     return found
 
 
 def _from_manifests(inputs: Sequence[str], manifest: str | None) -> list[Candidate]:
     names = [uri for uri in inputs if is_manifest(uri)] + ([manifest] if manifest else [])
     entries = [entry for name in names for entry in read_manifest(name)]
-    candidates = _in_threads(stat_one, [entry.uri for entry in entries])
+    candidates = _in_threads(_stat_entry, [entry.uri for entry in entries])
     return [replace(c, scene_id=entry.scene_id) for c, entry in zip(candidates, entries, strict=True)]
+
+
+def _stat_entry(uri: str) -> Candidate:
+    try:
+        return stat_one(uri)
+    except SegworkerError as error:
+        folder, _, name = redact(uri).rpartition("/")
+        return Candidate(uri, folder, name, problem=str(error))
 
 
 def _unique(candidates: list[Candidate]) -> list[Candidate]:
@@ -127,8 +136,8 @@ def _raise_nothing_found(names: list[str], candidates: list[Candidate]) -> None:
     shown = ", ".join(redact(name) for name in names[:5]) + (" ..." if len(names) > 5 else "")
     problems = {candidate.problem for candidate in candidates if candidate.problem}
     raise ConfigError(
-        f"a run needs at least one scene, got none from {shown} ({'; '.join(sorted(problems)) or 'no rasters'}); correct "
-        "the path or the pattern"
+        f"a run needs at least one scene, got none from {shown} ({'; '.join(sorted(problems)[:3])}); "
+        "correct the path or the pattern"
     )
 
 

@@ -1,7 +1,7 @@
 """What a scene is called, and what tells one version of it from the next. Pure.
 
-An id is made of the file's path below the input's root: folders joined by '__', then the name without its extension. Two
-files that would share one are told apart by extension (in one folder), by the root's name, at last by a hash of the
+An id is made of the file's path below the input's root: folders joined by '__', then the name without its extension.
+Files that would share one are told apart by extension (in one folder), by the root's name, at last by a hash of the
 redacted uri. TIFF files and then the alphabet choose first, so that ids depend on the set of files and never on the
 order of inputs, and a file that comes later rarely renames an older one.
 """
@@ -43,7 +43,7 @@ class Candidate:
 
 
 def scene_identity(scene: Scene) -> str:
-    """Return a hash of uri (redacted), size, etag or else mtime, and files beside it: a new version is a new identity."""
+    """Return a hash of redacted uri, size, etag or else mtime, and side files: another version is another identity."""
     version = scene.etag or scene.mtime_s
     parts = [redact(scene.uri), scene.size_bytes, version, scene.source, scene.options]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -26,6 +26,7 @@ from segworker.stitch.parts import (
     SEAM_NAMES,
     BlockLinks,
     BorderFeatures,
+    BorderLinks,
     Features,
     Pieces,
     StitchOptions,
@@ -40,6 +41,7 @@ __all__ = [
     "BlockLinks",
     "BlockRank",
     "BorderFeatures",
+    "BorderLinks",
     "Features",
     "PieceSummary",
     "Pieces",
@@ -59,7 +61,7 @@ def stitch_scene(tiles: Sequence[Instances], *, grid: Grid, options: StitchOptio
     """Stitch a whole scene in memory, as one block: for small scenes, tests and benchmarks."""
     own = {(t.tile.row, t.tile.col): t for t in tiles}
     links = link_block(own, {}, grid=grid, rule=options.rule)
-    border = join_blocks([links])[0]
+    border = join_blocks([links.border])[0]
     pieces = cut_block(own, links, border, options=options)
     region = Window(0, 0, grid.width, grid.height)
     rank = rank_blocks([summarise(pieces, region)], options=options)[0]

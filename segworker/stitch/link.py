@@ -11,7 +11,16 @@ from segworker.grid import Grid
 from segworker.jit import kernel
 from segworker.masks import I64
 from segworker.seams import FORWARD, SeamRule, link
-from segworker.stitch.parts import MAX_INSTANCES, NOWHERE, SCORE_ONE, BlockLinks, BorderFeatures, Sums, TileKey
+from segworker.stitch.parts import (
+    MAX_INSTANCES,
+    NOWHERE,
+    SCORE_ONE,
+    BlockLinks,
+    BorderFeatures,
+    BorderLinks,
+    Sums,
+    TileKey,
+)
 from segworker.types import Instances
 
 
@@ -49,10 +58,10 @@ def link_block(
             outer_local.append(found.pairs[:, side] + bases[mine])
     component = _components(num_nodes, _stack(inner, 2))
     sums = _instance_sums([own[k] for k in keys], component)
-    local = np.concatenate([np.zeros(0, np.int64), *outer_local]).astype(np.int64)
-    return BlockLinks(
-        component, sums, _stack(outer, 2), component[local], _seen_table(_stack(seen, 2)), _iou_table(_stack(ious, 2))
-    )
+    local = component[np.concatenate([np.zeros(0, np.int64), *outer_local]).astype(np.int64)]
+    reaching = np.unique(local)
+    border = BorderLinks(reaching, sums.take(reaching), _stack(outer, 2), np.searchsorted(reaching, local))
+    return BlockLinks(component, sums, border, _seen_table(_stack(seen, 2)), _iou_table(_stack(ious, 2)))
 
 
 def _neighbour_pairs(
@@ -130,35 +139,20 @@ def _instance_sums(tiles: Sequence[Instances], component: I64) -> Sums:
     return Sums.merge(single, component, int(component.max()) + 1 if len(component) else 0)
 
 
-def join_blocks(blocks: Sequence[BlockLinks]) -> list[BorderFeatures]:
+def join_blocks(blocks: Sequence[BorderLinks]) -> list[BorderFeatures]:
     """Join the components of all blocks of a scene over block borders.
 
     Only components with a link over a border come here; memory and time grow with their number.
     """
-    local = [np.unique(b.outer_components) for b in blocks]
-    bases = np.cumsum([0, *(len(c) for c in local)])
-    own = np.concatenate([np.zeros((0, 2), np.int64), *(b.outer_nodes for b in blocks)])
+    bases = np.cumsum([0, *(len(b.components) for b in blocks)])
+    linked = _stack([b.nodes for b in blocks], 2)
     place = np.concatenate(
-        [np.zeros(0, np.int64)]
-        + [base + np.searchsorted(c, b.outer_components) for base, c, b in zip(bases, local, blocks, strict=False)]
+        [np.zeros(0, np.int64), *(base + b.place for base, b in zip(bases, blocks, strict=False))]
     ).astype(np.int64)
-    nodes, first = np.unique(own[:, 0], return_index=True)
-    partner = np.searchsorted(nodes, own[:, 1])
+    nodes, first = np.unique(linked[:, 0], return_index=True)
+    partner = np.searchsorted(nodes, linked[:, 1])
     feature = _components(int(bases[-1]), np.column_stack([place, place[first][partner]]).astype(np.int64))
     num_features = int(feature.max()) + 1 if len(feature) else 0
-    settled = Sums.merge(_concatenate_sums(blocks, local), feature, num_features).settle()
+    settled = Sums.merge(Sums.concatenate([b.sums for b in blocks]), feature, num_features).settle()
     split = np.split(feature, bases[1:-1])
-    return [BorderFeatures(c, f, settled.take(f)) for c, f in zip(local, split, strict=True)]
-
-
-def _concatenate_sums(blocks: Sequence[BlockLinks], local: Sequence[I64]) -> Sums:
-    area, score, first, classes, base = [], [], [], [], 0
-    for block, components in zip(blocks, local, strict=True):
-        area.append(block.sums.area[components])
-        score.append(block.sums.score[components])
-        first.append(block.sums.first_yx[components])
-        rows = block.sums.classes[np.isin(block.sums.classes[:, 0], components)].copy()
-        rows[:, 0] = base + np.searchsorted(components, rows[:, 0])
-        classes.append(rows)
-        base += len(components)
-    return Sums(np.concatenate(area), np.concatenate(score), np.concatenate(first), _stack(classes, 3))
+    return [BorderFeatures(b.components, f, settled.take(f)) for b, f in zip(blocks, split, strict=True)]

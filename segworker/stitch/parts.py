@@ -68,6 +68,24 @@ class Sums:
         classes[:, 0] = groups[classes[:, 0]]
         return cls(area, score, _unkey(key), _add_classes(classes))
 
+    def take(self, components: I64) -> Sums:
+        """Return the sums of some components; `components` is sorted."""
+        rows = self.classes[np.isin(self.classes[:, 0], components)].copy()
+        rows[:, 0] = np.searchsorted(components, rows[:, 0])
+        return Sums(self.area[components], self.score[components], self.first_yx[components], rows)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Sums]) -> Sums:
+        """Return all sums, one after the other."""
+        bases = np.cumsum([0, *(len(p.area) for p in parts)])
+        rows = [p.classes + np.array([base, 0, 0]) for base, p in zip(bases, parts, strict=False)]
+        return cls(
+            np.concatenate([p.area for p in parts]),
+            np.concatenate([p.score for p in parts]),
+            np.concatenate([p.first_yx for p in parts]),
+            np.concatenate([np.zeros((0, 3), np.int64), *rows]),
+        )
+
     def settle(self) -> Settled:
         """Return class and score of each component: the class with most area, ties to the lowest id."""
         order = np.lexsort((self.classes[:, 1], -self.classes[:, 2], self.classes[:, 0]))
@@ -111,6 +129,20 @@ class Settled:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class BorderLinks:
+    """The part of pass A's result that leaves the block: its components that reach over the block's border."""
+
+    components: I64
+    "(B,) local components, sorted."
+    sums: Sums
+    "(B,) of them."
+    nodes: I64
+    "(L, 2) linked nodes: own, foreign."
+    place: I64
+    "(L,) the own node's component, as a position in `components`."
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class BlockLinks:
     """Pass A's result for one block."""
 
@@ -118,12 +150,9 @@ class BlockLinks:
     "(nodes of the block's tiles in row order,) local component of each instance."
     sums: Sums
     "of the local components."
-    outer_nodes: I64
-    "(L, 2) linked nodes across the block's border: own, foreign."
-    outer_components: I64
-    "(L,) the own node's local component."
+    border: BorderLinks
     seen: I64
-    "(C, 3) class id, instances that a neighbour should have seen, of them linked."
+    "(C, 3) class id, fragments that a neighbour should have seen, of them linked."
     iou_sums: I64
     "(C, 3) class id, links, sum of their IoU in 1 / SCORE_ONE."
 

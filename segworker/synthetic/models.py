@@ -1,7 +1,7 @@
 """Perfect models: the truth is painted into a raster's bands, and the model reads it back.
 
-Nothing that a tile returns tells which object it was: instances are renumbered by a permutation that depends on what the
-tile shows, and every score is the same. `render.paint_bands` paints what these models read.
+Nothing that a tile returns tells which object it was: instances are renumbered by a permutation that depends on what
+the tile shows, and every score is the same. `render.paint_bands` paints what these models read.
 
 Shape suffixes: B images, C bands, H and W pixels, R runs of equal pixels in a row, N instances.
 """
@@ -74,7 +74,7 @@ class PerfectModel:
         )
 
     def _labels(self, image_CHW: NDArray[np.floating], valid_HW: NDArray[np.bool_]) -> NDArray[np.int64]:
-        labels = image_CHW[0].astype(np.int64)
+        labels: NDArray[np.int64] = image_CHW[0].astype(np.int64)
         for k in range(1, self.label_bands):
             labels += image_CHW[k].astype(np.int64) * self.digit_base**k
         labels[~valid_HW] = 0

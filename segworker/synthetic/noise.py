@@ -1,8 +1,8 @@
 """What tiles see of a painted scene: perfectly, or as a real model would, differently in each tile.
 
-Noise of an instance: its outline moves by up to 2 px, otherwise every few pixels; in the last `margin_px` before a cut
-side of the window (one that is not the scene's rim) the mask is moved as a whole, frays, and stops some pixels short of
-the side. Some instances are missed, some are invented, scores scatter. Each draw depends on the scene's seed and the
+Noise of an instance: its outline moves by up to 2 px, otherwise every few pixels; in the last `margin_px` before a
+cut side of the window (one that is not the scene's rim) the mask is moved as a whole, frays, and stops some pixels
+short of the side. Some instances are missed, some are invented, scores scatter. Each draw depends on the scene's seed and the
 tile's place alone.
 
 Tiles remember which object each instance is. Only the oracle may look: it links what both tiles saw of one object in the
@@ -11,7 +11,6 @@ strip they share, and so gives the ceiling for every rule that has to find this 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -134,7 +133,7 @@ def noisy_tile(
     rng = np.random.default_rng([seed, tile.row, tile.col, tile.window.width, 40_487])
     numbers, first, boxes = renumber(labels_HW if parts == "one" else label_components(labels_HW))
     distance = _cut_distances(tile.window, grid)
-    drawn = [_Drawn(*_draw(numbers, i, boxes[i], distance, noise, rng)) for i in range(len(first))]
+    drawn = [_draw(numbers, i, boxes[i], distance, noise, rng) for i in range(len(first))]
     found = [k for k, d in enumerate(drawn) if d.mask.any() and rng.random() >= noise.miss_share]
     truth = labels_HW.ravel()[first[found]].astype(np.int64)
     scores = np.array([rng.normal(0.85 - 0.15 * drawn[k].bad_share, noise.score_sigma) for k in found])
@@ -154,7 +153,7 @@ def noisy_tile(
 
 
 def oracle_pairs(a: SeenTile, b: SeenTile) -> Ints:
-    """Return (L, 2) all pairs of instances of two tiles that show one object and both have pixels in the shared strip."""
+    """Return (L, 2) the pairs of instances of two tiles that show one object and both reach into the shared strip."""
     strip = a.instances.tile.window.intersect(b.instances.tile.window)
     in_a, in_b = _present_in(a, strip), _present_in(b, strip)
     ids = np.intersect1d(a.truth_ids[in_a], b.truth_ids[in_b])
@@ -215,8 +214,8 @@ def _draw(
     distances: list[tuple[Ints, int]],
     noise: Noise,
     rng: np.random.Generator,
-) -> Iterator[Mask | int | float]:
-    """Yield the fields of instance i as drawn by the noisy model."""
+) -> _Drawn:
+    """Return instance i as drawn by the noisy model."""
     height, width = numbers.shape
     left, top = max(0, int(box[0]) - _PAD_PX), max(0, int(box[1]) - _PAD_PX)
     right, bottom = min(width, int(box[2]) + _PAD_PX), min(height, int(box[3]) + _PAD_PX)
@@ -233,11 +232,11 @@ def _draw(
         mask = np.where(bad, _jittered(moved, noise.jitter_px, rng), mask)
         for side in near:
             mask &= side >= rng.integers(1, noise.stop_px + 1)
-    yield from (mask, left, top, bad_share)
+    return _Drawn(np.asarray(mask), left, top, bad_share)
 
 
 def _jittered(mask: Mask, by_px: int, rng: np.random.Generator) -> Mask:
-    """Move an outline in or out: by up to half of `by_px` as a whole, and by up to the other half from patch to patch."""
+    """Move an outline by up to half of `by_px` as a whole, and by up to the other half from patch to patch."""
     half = by_px - by_px // 2
     shape = (mask.shape[0] // _PATCH_PX + 2, mask.shape[1] // _PATCH_PX + 2)
     steps = rng.integers(-half, half + 1, shape) + rng.integers(half - by_px, by_px - half + 1)
@@ -281,11 +280,11 @@ def _moved(mask: Mask, shift_yx: Ints) -> Mask:
 def _invent(boxes: Ints, window: Window, rng: np.random.Generator) -> _Drawn:
     """Return an ellipse somewhere in the window, of the size of one of its objects but at most 60 px."""
     box = boxes[rng.integers(len(boxes))]
-    b, a = np.clip([(box[3] - box[1]) / 2, (box[2] - box[0]) / 2], 4, 30)
-    y, x = rng.integers(0, window.height), rng.integers(0, window.width)
+    b, a = (min(30.0, max(4.0, float(side) / 2)) for side in (box[3] - box[1], box[2] - box[0]))
+    y, x = int(rng.integers(0, window.height)), int(rng.integers(0, window.width))
     top, left = max(0, y - int(b)), max(0, x - int(a))
     ys, xs = np.ogrid[top : min(window.height, y + int(b) + 1), left : min(window.width, x + int(a) + 1)]
-    return _Drawn(((ys - y) / b) ** 2 + ((xs - x) / a) ** 2 <= 1, int(left), int(top))
+    return _Drawn(((ys - y) / b) ** 2 + ((xs - x) / a) ** 2 <= 1, left, top)
 
 
 def _placed(mask: Mask, left: int, top: int, window: Window) -> Runs:

@@ -68,7 +68,7 @@ def fields(shape_yx: tuple[int, int], rng: np.random.Generator) -> TruthScene:
     """Partitions of 300-1500 px that share borders with neighbours of their own class; a few lie fallow."""
     step = 560
     rows, cols = -(-shape_yx[0] // step) + 2, -(-shape_yx[1] // step) + 2
-    seeds_yx = (np.stack(np.mgrid[0:rows, 0:cols], -1) - 0.5 + rng.uniform(-0.45, 0.45, (rows, cols, 2))) * step
+    seeds_yx = (_lattice(rows, cols) - 0.5 + rng.uniform(-0.45, 0.45, (rows, cols, 2))) * step
     stretch = rng.uniform(0.6, 1.6)
     labels = _nearest(shape_yx, seeds_yx.reshape(-1, 2).astype(np.float32), stretch)
     fallow = rng.random(rows * cols + 1) < 0.12
@@ -135,7 +135,7 @@ def panoptic(shape_yx: tuple[int, int], rng: np.random.Generator) -> TruthScene:
     things = aerial(shape_yx, rng)
     step = 180
     rows, cols = -(-shape_yx[0] // step) + 2, -(-shape_yx[1] // step) + 2
-    seeds_yx = (np.stack(np.mgrid[0:rows, 0:cols], -1) - 0.5 + rng.uniform(-0.4, 0.4, (rows, cols, 2))) * step
+    seeds_yx = (_lattice(rows, cols) - 0.5 + rng.uniform(-0.4, 0.4, (rows, cols, 2))) * step
     cells = _nearest(shape_yx, seeds_yx.reshape(-1, 2).astype(np.float32), 1.0)
     ground = rng.integers(4, 7, rows * cols + 1).astype(np.int32)
     stuff = tuple(Category(4 + k, name, isthing=False) for k, name in enumerate(("grass", "water", "pavement")))
@@ -181,6 +181,11 @@ def _nearest(shape_yx: tuple[int, int], seeds_yx: NDArray[np.float32], stretch: 
             stack = [((ys - seeds_yx[s, 0]) ** 2 + ((xs - seeds_yx[s, 1]) * stretch) ** 2) for s in near]
             block[:] = near[np.argmin(np.stack(stack), axis=0)] + 1
     return labels
+
+
+def _lattice(rows: int, cols: int) -> NDArray[np.float64]:
+    """Return (rows, cols, 2) the row and column of each cell."""
+    return np.stack(np.meshgrid(np.arange(float(rows)), np.arange(float(cols)), indexing="ij"), -1)
 
 
 def _one_part_each(labels: NDArray[np.int32]) -> NDArray[np.int32]:

@@ -64,9 +64,10 @@ def visible_truth(
     return new.astype(np.int32)[components], old[kept]
 
 
-def label_components(labels_HW: NDArray[np.integer]) -> NDArray[np.int32]:
+def label_components(labels_HW: NDArray[np.integer] | NDArray[np.bool_]) -> NDArray[np.int32]:
     """Return the 8-connected components of equal, non-zero labels, numbered from 1."""
-    return np.asarray(label(labels_HW.astype(np.int64, copy=False), background=0, connectivity=2), np.int32)
+    components = label(labels_HW.astype(np.int64, copy=False), background=0, connectivity=2)  # type: ignore[no-untyped-call]
+    return np.asarray(components, np.int32)
 
 
 def connected_components(num_nodes: int, a: NDArray[np.integer], b: NDArray[np.integer]) -> Ints:

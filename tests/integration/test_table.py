@@ -20,7 +20,7 @@ import shapely
 from deltalake import DeltaTable
 from duckdb_extensions import import_extension
 
-from segworker.errors import CommitConflict, StoreError
+from segworker.errors import CommitConflict, StorageError, StoreError
 from segworker.io import commit as commit_module
 from segworker.io import ids as ids_module
 from segworker.io.commit import commit_run, committed_as, features_version
@@ -77,6 +77,25 @@ def test_scenes_can_be_removed(store_uri: str):
     run(storage, "r2", {}, removed_scene_nos={0})
     assert contents(storage) == {("b", "r1"): 20}
     assert scenes_of(storage) == {"b": "r1"}
+
+
+def test_a_run_without_any_feature_is_a_commit(store_uri: str):
+    storage = open_storage(store_uri)
+    assert run(storage, "r1", {"a": 0, "b": 0}).commit_no == committed_as(storage, "r1") == 1
+    assert read_features(storage).num_rows == 0
+    assert scenes_of(storage) == {"a": "r1", "b": "r1"}
+
+
+def test_a_damaged_file_is_named(store_uri: str):
+    storage = open_storage(store_uri)
+    run(storage, "r1", {"a": 5})
+    path = f"features/{live_files(storage)[0].path}"
+    storage.write(path, b"no Parquet")
+    with pytest.raises(StoreError, match="must be a Parquet file"):
+        read_features(storage)
+    storage.delete([path])
+    with pytest.raises(StorageError, match="it must exist"):
+        read_features(storage)
 
 
 def test_every_reader_sees_the_same(store_uri: str):
@@ -207,9 +226,10 @@ def test_killed_between_features_and_scenes_then_run_again(store_uri: str):
 
 def test_a_late_scenes_commit_does_not_undo_a_later_run(store_uri: str):
     storage = open_storage(store_uri)
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(commit_module, "_try_scenes", _interrupt)
-        run(storage, "r1", {"a": 5})
+        with pytest.raises(KeyboardInterrupt):
+            run(storage, "r1", {"a": 5})
     run(storage, "r2", {"a": 9})
     run(storage, "r1", {"a": 5})
     assert contents(storage) == {("a", "r2"): 9}

@@ -1,0 +1,127 @@
+"""From finished features of a scene to rows of the features table and to COCO."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import shapely
+from numpy.typing import NDArray
+
+from segworker import masks
+from segworker.geo import apply_affine, area_m2, reproject, to_map
+from segworker.grid import Grid
+from segworker.io.coco import CocoFeatures
+from segworker.io.ids import feature_ids
+from segworker.io.table_crs import TableCrs
+from segworker.polygons import trace
+from segworker.schema import BBOX, FEATURES
+from segworker.stitch import SEAM_NAMES, Features
+from segworker.types import Category, Scene
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SceneFeatures:
+    """Finished features of one scene with their polygons in scene pixels."""
+
+    scene: Scene
+    ids: NDArray[np.int64]
+    "(N,) feature ids."
+    features: Features
+    polygons: NDArray[np.object_]
+    "(N,) shapely polygons, scene pixels."
+    areas_px: NDArray[np.float64]
+    "(N,) scene pixels."
+    centroids_xy: NDArray[np.float64]
+    "(N, 2) scene pixels."
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, indices: NDArray[np.integer] | NDArray[np.bool_]) -> SceneFeatures:
+        """Return the features at `indices`."""
+        chosen = Features(self.features.index[indices], self.features.pieces.take(indices))
+        return SceneFeatures(
+            self.scene,
+            self.ids[indices],
+            chosen,
+            self.polygons[indices],
+            self.areas_px[indices],
+            self.centroids_xy[indices],
+        )
+
+
+def outline(features: Features, *, scene: Scene, scene_no: int, grid: Grid, simplify_px: float = 0.0) -> SceneFeatures:
+    """Trace features and bring them into scene pixels.
+
+    Args:
+        features: of the scene, in grid pixels.
+        scene: the scene.
+        scene_no: its number in the store.
+        grid: its grid; a grid pixel is 1 / scale scene pixels.
+        simplify_px: tolerance in scene pixels; borders that neighbours share stay shared.
+    """
+    outlines = trace(features.pieces.runs)
+    polygons = outlines.geometries(outlines.xy / grid.scale)
+    if simplify_px > 0 and len(polygons):
+        polygons = shapely.coverage_simplify(polygons, simplify_px)
+    areas = masks.areas_px(features.pieces.runs)
+    centroids = masks.coordinate_sums_xy2(features.pieces.runs) / (2.0 * np.maximum(areas, 1))[:, None] / grid.scale
+    ids = feature_ids(scene_no, features.index)
+    return SceneFeatures(scene, ids, features, polygons, areas / grid.scale**2, centroids)
+
+
+def rows_of(
+    found: SceneFeatures, *, run_id: str, table_crs: TableCrs, categories: Mapping[int, Category]
+) -> pa.Table:
+    """Return rows of the FEATURES schema, geometries in the table's CRS.
+
+    Raises:
+        SceneError: for vertices outside the area of use of the table's CRS.
+    """
+    scene, pieces = found.scene, found.features.pieces
+    geometries, centroids = _in_table(found, table_crs)
+    bounds = shapely.bounds(geometries).reshape(-1, 4)
+    m2 = area_m2(to_map(found.polygons, scene.transform), scene.crs) if scene.crs else np.full(len(found), np.nan)
+    um2 = found.areas_px * scene.pixel_size_um**2 if scene.pixel_size_um else np.full(len(found), np.nan)
+    names = [categories[c].name for c in pieces.class_ids.tolist()]
+    columns = {
+        "feature_id": found.ids,
+        "run_id": [run_id] * len(found),
+        "scene_id": [scene.scene_id] * len(found),
+        "class_id": pieces.class_ids.astype(np.int32),
+        "class_name": names,
+        "is_thing": [categories[c].isthing for c in pieces.class_ids.tolist()],
+        "segment_id": found.ids,
+        "score": pieces.scores,
+        "area_px": found.areas_px,
+        "area_m2": pa.array(m2, pa.float64(), mask=~np.isfinite(m2)),
+        "area_um2": pa.array(um2, pa.float64(), mask=~np.isfinite(um2)),
+        "centroid_x": centroids[:, 0],
+        "centroid_y": centroids[:, 1],
+        "bbox": pa.StructArray.from_arrays([pa.array(bounds[:, k]) for k in range(4)], fields=list(BBOX)),
+        "num_tiles": pieces.num_tiles.astype(np.int32),
+        "seam": [SEAM_NAMES[s] for s in pieces.seam.tolist()],
+        "keypoints": pa.nulls(len(found), FEATURES.field("keypoints").type),
+        "geometry": pa.array(shapely.to_wkb(geometries), pa.binary()),
+    }
+    return pa.table(columns, schema=FEATURES)
+
+
+def coco_of(found: SceneFeatures) -> CocoFeatures:
+    """Return the features as COCO wants them, in scene pixels."""
+    pieces = found.features.pieces
+    return CocoFeatures(found.ids, pieces.class_ids, pieces.scores, found.areas_px, found.polygons)
+
+
+def _in_table(found: SceneFeatures, table_crs: TableCrs) -> tuple[NDArray[np.object_], NDArray[np.float64]]:
+    """Return (geometries, centroids) in the table's coordinates: map coordinates, or scene pixels."""
+    scene = found.scene
+    if scene.crs is None or table_crs.wkt is None:
+        return found.polygons, found.centroids_xy
+    points = shapely.points(apply_affine(found.centroids_xy, scene.transform))
+    geometries = reproject(to_map(found.polygons, scene.transform), scene.crs, table_crs.wkt)
+    moved = reproject(points, scene.crs, table_crs.wkt)
+    return geometries, shapely.get_coordinates(moved).reshape(-1, 2)

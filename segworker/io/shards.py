@@ -1,0 +1,157 @@
+"""Tile shards: what each tile of a block saw, as one Parquet object with a row group for each tile.
+
+A shard is written once, in one step, so that a shard that is there is whole. It lies at work/<tile key>/<block key>.parquet;
+a block of which some tiles failed leaves a `.partial.parquet`, from which the next run goes on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from segworker.grid import Grid
+from segworker.io.storage import Storage
+from segworker.types import Instances, Runs
+
+TileId = tuple[str, int, int]
+"scene_id, row and column of a tile."
+Status = Literal["done", "nodata", "outside"]
+
+_INTS = pa.list_(pa.int32())
+SHARD = pa.schema(
+    [
+        ("scene_id", pa.string()),
+        ("row", pa.int32()),
+        ("col", pa.int32()),
+        ("status", pa.string()),
+        ("class_ids", _INTS),
+        ("scores", pa.list_(pa.float32())),
+        ("boxes", _INTS),
+        ("edges", pa.list_(pa.uint8())),
+        ("run_counts", _INTS),
+        ("run_rows", _INTS),
+        ("run_starts", _INTS),
+        ("run_lengths", _INTS),
+        ("keypoints", pa.list_(pa.float32())),
+        ("num_keypoints", pa.int32()),
+    ]
+)
+"One row for each tile; -1 keypoints: the model has none."
+
+_DELTA = {f"{name}.list.element": "DELTA_BINARY_PACKED" for name in ("run_counts", "run_rows", "run_starts", "run_lengths")}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TileResult:
+    """What became of one tile."""
+
+    tile_id: TileId
+    status: Status
+    "'nodata': no valid pixel in the core; 'outside': not touched by the area of interest; neither was predicted."
+    instances: Instances
+
+
+def shard_path(tile_key: str, block_key: str, *, partial: bool = False) -> str:
+    """Return where a block's shard lies in the store."""
+    return f"work/{tile_key}/{block_key}{'.partial' if partial else ''}.parquet"
+
+
+def write_shard(storage: Storage, path: str, results: Sequence[TileResult]) -> int:
+    """Write the results of a block's tiles; return the bytes written."""
+    sink = pa.BufferOutputStream()
+    tiles = [list(r.tile_id) for r in results]
+    schema = SHARD.with_metadata({b"tiles": json.dumps(tiles).encode()})
+    with pq.ParquetWriter(
+        sink, schema, compression="zstd", use_dictionary=False, column_encoding=_DELTA, write_statistics=False
+    ) as writer:
+        for result in results:
+            writer.write_table(pa.Table.from_pylist([_row(result)], schema=schema), row_group_size=1)
+    content = sink.getvalue().to_pybytes()
+    storage.write(path, content)
+    return len(content)
+
+
+def read_shard(
+    storage: Storage, path: str, grids: Mapping[str, Grid], *, wanted: Collection[TileId] | None = None
+) -> list[TileResult]:
+    """Return the results of a shard's tiles (of those in `wanted` that it holds)."""
+    file = pq.ParquetFile(storage.open_input(path))
+    tiles = [(str(t[0]), int(t[1]), int(t[2])) for t in json.loads(file.schema_arrow.metadata[b"tiles"])]
+    chosen = [k for k, tile_id in enumerate(tiles) if wanted is None or tile_id in wanted]
+    if not chosen:
+        return []
+    table = file.read_row_groups(chosen)
+    return [_result(table, k, grids[str(table["scene_id"][k])]) for k in range(len(table))]
+
+
+def tiles_in_shard(storage: Storage, path: str) -> set[TileId]:
+    """Return which tiles a shard holds, from its footer."""
+    metadata = pq.read_schema(storage.open_input(path)).metadata
+    return {(str(t[0]), int(t[1]), int(t[2])) for t in json.loads(metadata[b"tiles"])}
+
+
+def durable_blocks(storage: Storage, tile_key: str, block_keys: Iterable[str]) -> tuple[set[str], set[str]]:
+    """Return (keys of blocks whose shard is there, keys of those with a partial one), by one listing."""
+    names = {info.path.rsplit("/", 1)[-1] for info in storage.list(f"work/{tile_key}")}
+    keys = set(block_keys)
+    return {k for k in keys if f"{k}.parquet" in names}, {k for k in keys if f"{k}.partial.parquet" in names}
+
+
+def empty_instances(grid: Grid, row: int, col: int) -> Instances:
+    """Return the result of a tile in which there is nothing."""
+    return Instances(
+        tile=grid.tile(row, col),
+        class_ids=np.zeros(0, np.int32),
+        scores=np.zeros(0, np.float32),
+        boxes_xyxy=np.zeros((0, 4), np.int32),
+        edges=np.zeros(0, np.uint8),
+        runs=Runs.empty(),
+    )
+
+
+def _row(result: TileResult) -> dict[str, Any]:
+    found, runs, points = result.instances, result.instances.runs, result.instances.keypoints_NK3
+    return {
+        "scene_id": result.tile_id[0],
+        "row": result.tile_id[1],
+        "col": result.tile_id[2],
+        "status": result.status,
+        "class_ids": found.class_ids,
+        "scores": found.scores,
+        "boxes": found.boxes_xyxy.ravel(),
+        "edges": found.edges,
+        "run_counts": np.diff(runs.offsets).astype(np.int32),
+        "run_rows": runs.rows,
+        "run_starts": runs.starts,
+        "run_lengths": runs.stops - runs.starts,
+        "keypoints": np.zeros(0, np.float32) if points is None else points.ravel(),
+        "num_keypoints": -1 if points is None else points.shape[1],
+    }
+
+
+def _result(table: pa.Table, k: int, grid: Grid) -> TileResult:
+    def values(name: str) -> NDArray[Any]:
+        return np.array(table[name][k].values.to_numpy(zero_copy_only=False))
+
+    scene_id, row, col = str(table["scene_id"][k]), table["row"][k].as_py(), table["col"][k].as_py()
+    starts = values("run_starts")
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(values("run_counts"), dtype=np.int64)])
+    num_keypoints = table["num_keypoints"][k].as_py()
+    class_ids = values("class_ids")
+    instances = Instances(
+        tile=grid.tile(row, col),
+        class_ids=class_ids,
+        scores=values("scores"),
+        boxes_xyxy=values("boxes").reshape(-1, 4),
+        edges=values("edges"),
+        runs=Runs(values("run_rows"), starts, starts + values("run_lengths"), offsets),
+        keypoints_NK3=None if num_keypoints < 0 else values("keypoints").reshape(len(class_ids), num_keypoints, 3),
+    )
+    return TileResult((scene_id, row, col), str(table["status"][k]), instances)  # type: ignore[arg-type]

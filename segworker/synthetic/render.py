@@ -1,0 +1,317 @@
+"""Pictures of painted scenes, with their truth: the sample data of `segworker sample`, and rasters for perfect models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from pycocotools import mask as coco_masks
+from rasterio import features
+from rasterio.transform import Affine
+from rasterio.windows import Window as RasterWindow
+
+from segworker import masks
+from segworker.synthetic.scenes import make_scene
+from segworker.synthetic.truth import TruthScene
+from segworker.types import Window
+
+Image = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+
+SAMPLE_CRS = "EPSG:32636"
+SAMPLE_ORIGIN = (453_600.0, 36_900.0)
+"Easting and northing of the aerial sample's upper left corner, metres."
+SAMPLE_PIXEL_M = 0.3
+SAMPLE_PIXEL_UM = 0.5
+
+
+def sample(folder: Path, seed: int = 0, *, size_px: int = 2048) -> list[Path]:
+    """Write seeded scenes into `folder`/scenes and their truth into `folder`/truth; files there are overwritten.
+
+    scenes/nuclei.tif (a stained tissue section, RGB, 0.5 um per pixel) and scenes/aerial.tif (an orthomosaic, RGB, with
+    a CRS); for each, truth/<name>.tif (labels, 0 is background), truth/<name>.json (COCO, RLE in pixels) and, for the
+    aerial scene, truth/aerial.geojson (polygons in map coordinates).
+
+    Returns:
+        The paths of the two scenes.
+    """
+    scenes, truth = folder / "scenes", folder / "truth"
+    for path in (scenes, truth):
+        path.mkdir(parents=True, exist_ok=True)
+    micrograph, aerial = make_scene("nuclei", size_px, seed), make_scene("panoptic", size_px, seed)
+    map_transform = Affine(SAMPLE_PIXEL_M, 0, SAMPLE_ORIGIN[0], 0, -SAMPLE_PIXEL_M, SAMPLE_ORIGIN[1])
+    per_cm = 10_000 / SAMPLE_PIXEL_UM
+    tags = {"TIFFTAG_XRESOLUTION": per_cm, "TIFFTAG_YRESOLUTION": per_cm, "TIFFTAG_RESOLUTIONUNIT": 3}
+    write_raster(scenes / "nuclei.tif", render_nuclei(micrograph), tags=tags)
+    write_raster(scenes / "aerial.tif", render_aerial(aerial), crs=SAMPLE_CRS, transform=map_transform)
+    write_raster(truth / "nuclei.tif", micrograph.labels_HW[None].astype(np.uint32))
+    write_raster(
+        truth / "aerial.tif", aerial.labels_HW[None].astype(np.uint32), crs=SAMPLE_CRS, transform=map_transform
+    )
+    write_coco(truth / "nuclei.json", micrograph, file_name="nuclei.tif")
+    write_coco(truth / "aerial.json", aerial, file_name="aerial.tif")
+    write_geojson(truth / "aerial.geojson", aerial, crs=SAMPLE_CRS, transform=map_transform)
+    return [scenes / "nuclei.tif", scenes / "aerial.tif"]
+
+
+def render_nuclei(scene: TruthScene) -> Image:
+    """Return (3, H, W) uint8 that looks like tissue stained with haematoxylin and eosin."""
+    rng = np.random.default_rng([scene.seed, 11])
+    shape_yx = scene.labels_HW.shape
+    tissue = _smooth(rng, shape_yx, 90) * 0.6 + _smooth(rng, shape_yx, 18) * 0.4
+    eosin = np.clip(0.35 + 0.35 * tissue, 0.05, 0.9)
+    depth = np.clip(rng.normal(1.0, 0.22, scene.num_objects + 1), 0.5, 1.6).astype(np.float32)
+    chromatin = 1 + 0.35 * _smooth(rng, shape_yx, 4)
+    soft = _blur(np.where(scene.labels_HW > 0, depth[scene.labels_HW], 0), 2)
+    rim = np.where(_borders(scene.labels_HW), 0.25, 0)
+    haematoxylin = np.clip(0.75 * soft * chromatin + rim * (soft > 0.2), 0, 2)
+    # Beer-Lambert absorption of the two dyes in red, green and blue.
+    dyes = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]], np.float32)
+    density = haematoxylin[None] * dyes[0][:, None, None] + eosin[None] * dyes[1][:, None, None]
+    return _to_bytes(245 * np.exp(-density) + rng.normal(0, 3, (3, *shape_yx)))
+
+
+def render_aerial(scene: TruthScene) -> Image:
+    """Return (3, H, W) uint8 that looks like a town from above: roofs, crowns and cars with shadows on the ground."""
+    rng = np.random.default_rng([scene.seed, 12])
+    shape_yx = scene.labels_HW.shape
+    colours = np.full((max(c.id for c in scene.categories) + 1, 3), 120, np.float32)
+    names = {c.name: c.id for c in scene.categories}
+    looks = {
+        "building": (164, 118, 100),
+        "tree": (46, 84, 38),
+        "car": (175, 180, 188),
+        "grass": (112, 132, 74),
+        "water": (52, 82, 104),
+        "pavement": (146, 142, 134),
+    }
+    for name, colour in looks.items():
+        if name in names:
+            colours[names[name]] = colour
+    ground = scene.stuff_HW if scene.stuff_HW is not None else np.full(shape_yx, len(colours) - 1)
+    image = colours[ground] + 16 * _smooth(rng, shape_yx, 6)[..., None] + 14 * _smooth(rng, shape_yx, 60)[..., None]
+    things = scene.labels_HW > 0
+    shadow = np.zeros(shape_yx, bool)
+    for step in range(2, 8, 2):
+        shadow[step:, step:] |= things[:-step, :-step]
+    image[shadow & ~things] *= 0.62
+    own = colours[scene.class_ids] + rng.normal(0, 22, (scene.num_objects + 1, 3)).astype(np.float32)
+    texture = 1 + 0.10 * _smooth(rng, shape_yx, 5)[..., None]
+    image = np.where(things[..., None], own[scene.labels_HW] * texture, image)
+    image[_borders(scene.labels_HW) & things] *= 0.8
+    return _to_bytes(np.moveaxis(image + rng.normal(0, 4, (*shape_yx, 3)), -1, 0))
+
+
+def paint_bands(
+    labels_HW: NDArray[np.integer], classes_HW: NDArray[np.integer] | None = None, *, layout: str = "classes"
+) -> NDArray[np.generic]:
+    """Return the bands that a perfect model reads a truth from.
+
+    Args:
+        labels_HW: labels below 2^32 ('classes') or 2^24 ('rgb', 'single').
+        classes_HW: class id of every pixel, for 'classes'; stuff included where there is any.
+        layout: 'classes' for `perfect` and its variants: (3, H, W) uint16 of the label's low and high 16 bits and the
+            class; 'rgb' for `perfect_rgb`: (3, H, W) uint8 digits; 'single' for `perfect_single`: (1, H, W) uint32.
+    """
+    labels = labels_HW.astype(np.int64)
+    if layout == "classes":
+        classes = np.ones_like(labels) if classes_HW is None else classes_HW
+        return np.stack([labels & 0xFFFF, labels >> 16, classes]).astype(np.uint16)
+    if labels.max(initial=0) >= 2**24:
+        raise ValueError(f"layout {layout!r} holds labels below 2^24, got {labels.max()}; use 'classes'")
+    if layout == "rgb":
+        return np.stack([labels & 0xFF, labels >> 8 & 0xFF, labels >> 16]).astype(np.uint8)
+    return labels[None].astype(np.uint32)
+
+
+def paint_scene(scene: TruthScene, path: Path, *, layout: str = "classes", **profile: Any) -> Path:
+    """Write a scene as the raster that a perfect model reads (`paint_bands`); `profile` goes to rasterio."""
+    classes = scene.class_ids[scene.labels_HW]
+    if scene.stuff_HW is not None:
+        classes = np.where(scene.labels_HW > 0, classes, scene.stuff_HW)
+    write_raster(path, paint_bands(scene.labels_HW, classes, layout=layout), **profile)
+    return path
+
+
+def paint_windows(
+    path: Path,
+    labels_of: Callable[[Window], NDArray[np.integer]],
+    class_ids_of: Callable[[NDArray[np.integer]], NDArray[np.integer]],
+    *,
+    width: int,
+    height: int,
+    block_px: int = 512,
+) -> Path:
+    """Write a virtual scene as a tiled, compressed raster for `perfect`, a row of blocks at a time."""
+    profile = _profile(3, height, width, "uint16", block_px)
+    with rasterio.open(path, "w", BIGTIFF="IF_SAFER", **profile) as target:
+        for top in range(0, height, block_px):
+            window = Window(0, top, width, min(block_px, height - top))
+            labels = labels_of(window)
+            bands = paint_bands(labels, class_ids_of(labels))
+            target.write(bands, window=RasterWindow(0, top, width, window.height))
+    return path
+
+
+def repeat_raster(path: Path, source: Path, *, width: int, height: int) -> Path:
+    """Write a VRT in which a square raster repeats over a scene of any size; bands and type are the source's.
+
+    Labels repeat too. That is harmless for perfect models as long as no window is larger than the source.
+    """
+    with rasterio.open(source) as raster:
+        side_x, side_y, count, dtype = raster.width, raster.height, raster.count, raster.dtypes[0]
+    places = [(x, y) for y in range(0, height, side_y) for x in range(0, width, side_x)]
+    bands = []
+    for band in range(1, count + 1):
+        parts = [_vrt_part(source, band, x, y, min(side_x, width - x), min(side_y, height - y)) for x, y in places]
+        bands.append(f'<VRTRasterBand dataType="{_GDAL_TYPES[dtype]}" band="{band}">{"".join(parts)}</VRTRasterBand>')
+    path.write_text(f'<VRTDataset rasterXSize="{width}" rasterYSize="{height}">{"".join(bands)}</VRTDataset>')
+    return path
+
+
+def write_raster(
+    path: Path,
+    bands_CHW: NDArray[np.generic],
+    *,
+    crs: str | None = None,
+    transform: Affine | None = None,
+    tags: dict[str, object] | None = None,
+    block_px: int = 256,
+    **profile: Any,
+) -> Path:
+    """Write bands as a tiled GeoTIFF, or as PNG where the name says so."""
+    count, height, width = bands_CHW.shape
+    settings: dict[str, Any] = {"driver": "PNG", "count": count, "height": height, "width": width}
+    if path.suffix.lower() != ".png":
+        settings = _profile(count, height, width, str(bands_CHW.dtype), block_px)
+    settings |= {"dtype": str(bands_CHW.dtype), "crs": crs, "transform": transform or Affine.identity(), **profile}
+    if settings["crs"] is None and settings["transform"] == Affine.identity():
+        del settings["transform"]
+    with rasterio.open(path, "w", **settings) as target:
+        target.write(bands_CHW)
+        target.update_tags(**(tags or {}))
+    return path
+
+
+def write_coco(path: Path, scene: TruthScene, *, file_name: str) -> Path:
+    """Write the truth as COCO JSON with compressed RLE; annotation ids are the labels."""
+    height, width = scene.labels_HW.shape
+    annotations = []
+    for label, box, mask in _objects(scene):
+        left, top, right, bottom = box
+        full = np.zeros((height, width), np.uint8, order="F")
+        full[top:bottom, left:right] = mask
+        rle = coco_masks.encode(full)
+        annotations.append(
+            {
+                "id": label,
+                "image_id": 1,
+                "category_id": int(scene.class_ids[label]),
+                "bbox": [left, top, right - left, bottom - top],
+                "area": int(mask.sum()),
+                "iscrowd": 0,
+                "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
+            }
+        )
+    categories = [{"id": c.id, "name": c.name} for c in scene.categories if c.isthing]
+    images = [{"id": 1, "file_name": file_name, "width": width, "height": height}]
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return path
+
+
+def write_geojson(path: Path, scene: TruthScene, *, crs: str, transform: Affine) -> Path:
+    """Write the truth's polygons in map coordinates; the CRS is named as GDAL reads it back."""
+    names = {c.id: c.name for c in scene.categories}
+    collection = [
+        {
+            "type": "Feature",
+            "properties": {"label": int(label), "class_name": names[int(scene.class_ids[int(label)])]},
+            "geometry": shape,
+        }
+        for shape, label in features.shapes(
+            scene.labels_HW, mask=scene.labels_HW > 0, connectivity=8, transform=transform
+        )
+    ]
+    name = "urn:ogc:def:crs:" + crs.replace(":", "::")
+    member = {"type": "name", "properties": {"name": name}}
+    path.write_text(json.dumps({"type": "FeatureCollection", "crs": member, "features": collection}))
+    return path
+
+
+_GDAL_TYPES = {"uint8": "Byte", "uint16": "UInt16", "uint32": "UInt32", "float32": "Float32"}
+
+
+def _profile(count: int, height: int, width: int, dtype: str, block_px: int) -> dict[str, Any]:
+    profile = {
+        "driver": "GTiff",
+        "count": count,
+        "height": height,
+        "width": width,
+        "dtype": dtype,
+        "compress": "deflate",
+    }
+    if min(height, width) >= block_px:
+        profile |= {"tiled": True, "blockxsize": block_px, "blockysize": block_px}
+    if count == 3 and dtype == "uint8":
+        profile |= {"photometric": "RGB"}
+    return profile
+
+
+def _vrt_part(source: Path, band: int, x: int, y: int, width: int, height: int) -> str:
+    size = f'xSize="{width}" ySize="{height}"'
+    return (
+        f'<SimpleSource><SourceFilename relativeToVRT="0" shared="1">{source.resolve()}</SourceFilename>'
+        f'<SourceBand>{band}</SourceBand><SrcRect xOff="0" yOff="0" {size}/>'
+        f'<DstRect xOff="{x}" yOff="{y}" {size}/></SimpleSource>'
+    )
+
+
+def _objects(scene: TruthScene) -> list[tuple[int, tuple[int, int, int, int], NDArray[np.bool_]]]:
+    """Return (label, box xyxy, mask in the box) of each object that has pixels."""
+    height, width = scene.labels_HW.shape
+    runs = masks.runs_from_labels(scene.labels_HW, scene.num_objects, window=Window(0, 0, width, height))
+    found = []
+    for i, (left, top, right, bottom) in enumerate(masks.boxes_xyxy(runs).tolist()):
+        if right > left:
+            part = scene.labels_HW[top:bottom, left:right] == i + 1
+            found.append((i + 1, (left, top, right, bottom), part))
+    return found
+
+
+def _borders(labels: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Return the pixels whose right or lower neighbour has another label, and those neighbours."""
+    borders = np.zeros(labels.shape, bool)
+    down, right = labels[1:] != labels[:-1], labels[:, 1:] != labels[:, :-1]
+    borders[1:] |= down
+    borders[:-1] |= down
+    borders[:, 1:] |= right
+    borders[:, :-1] |= right
+    return borders
+
+
+def _smooth(rng: np.random.Generator, shape_yx: tuple[int, int], scale_px: int) -> Floats:
+    """Return noise in about -1..1 whose patches are `scale_px` wide."""
+    rows, cols = (n // scale_px + 3 for n in shape_yx)
+    coarse = rng.uniform(-1, 1, (rows, cols)).astype(np.float32)
+    ys, xs = (np.arange(n, dtype=np.float32) / scale_px for n in shape_yx)
+    (iy, fy), (ix, fx) = ((s.astype(int), s - np.floor(s)) for s in (ys, xs))
+    across = coarse[:, ix] * (1 - fx) + coarse[:, ix + 1] * fx
+    return np.asarray(across[iy] * (1 - fy)[:, None] + across[iy + 1] * fy[:, None], np.float32)
+
+
+def _blur(image: Floats, passes: int) -> Floats:
+    """Return the image blurred by a 3 x 3 tent, several times."""
+    for _ in range(passes):
+        padded = np.pad(image, 1, mode="edge")
+        rows = padded[:-2] + 2 * padded[1:-1] + padded[2:]
+        image = np.asarray((rows[:, :-2] + 2 * rows[:, 1:-1] + rows[:, 2:]) / 16, np.float32)
+    return image
+
+
+def _to_bytes(image: NDArray[np.floating]) -> Image:
+    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
