@@ -176,6 +176,8 @@ class InputSpec:
     "Default `--overlap`."
     exclusive: bool = True
     "A pixel belongs to one feature at most."
+    min_score: float = 0.5
+    "Default `--min-score`."
 
     def __post_init__(self) -> None:
         if self.num_bands < 1 or self.stride < 1 or self.cut_trust_px < 0:

@@ -19,12 +19,11 @@ from typing import IO, Any, Self
 import numpy as np
 import shapely
 from numpy.typing import NDArray
-from pycocotools import mask as coco_mask
 
 from segworker.errors import StoreError
+from segworker.io.coco_masks import segmentations_of
 from segworker.io.failures import explain
 from segworker.io.ids import INDEX_BITS, MAX_FEATURES_PER_SCENE, SCENE_BITS
-from segworker.io.rle import rle_counts
 from segworker.io.storage import Storage
 from segworker.types import Category, Window
 
@@ -33,6 +32,7 @@ MAX_IMAGE_PX = 2**32 - 1
 BLOCK_PX = 32_768
 "Side of the blocks of larger scenes."
 ANNOTATIONS_PER_FILE = 250_000
+BATCH = 2_048
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,36 +230,33 @@ class CocoWriter:
             raise explain("write", self._file.name, error) from None
 
 
-def segmentation_of(polygon: shapely.Geometry, height: int, width: int) -> list[list[float]] | dict[str, Any]:
-    """Return a COCO segmentation in the image's pixels: polygons, or compressed RLE where there are holes."""
-    parts = shapely.get_parts(polygon)
-    if not shapely.get_num_interior_rings(parts).any():
-        return [_numbers(shapely.get_coordinates(part)[:-1].ravel()) for part in shapely.get_exterior_ring(parts)]
-    raw = {"counts": rle_counts(polygon, height, width).tolist(), "size": [height, width]}
-    packed = coco_mask.frPyObjects(raw, height, width)
-    return {"size": [height, width], "counts": packed["counts"].decode("ascii")}
-
-
 def _annotations(image: CocoImage, features: CocoFeatures) -> Iterator[dict[str, Any]]:
-    """Yield the annotations of an entry, without their ids."""
+    """Yield the annotations of an entry, without their ids, a few thousand at a time."""
+    for start in range(0, len(features), BATCH):
+        batch = features.take(np.arange(start, min(len(features), start + BATCH)))
+        yield from _annotations_of_batch(image, batch)
+
+
+def _annotations_of_batch(image: CocoImage, features: CocoFeatures) -> Iterator[dict[str, Any]]:
     window = image.window
     polygons, areas = features.polygons, features.areas_px
     if not image.whole:
         polygons = _clip(polygons, window)
         areas = shapely.area(polygons)
-    bounds = shapely.bounds(polygons).reshape(-1, 4)
-    for i in np.flatnonzero(~shapely.is_empty(polygons)):
-        left, top, right, bottom = bounds[i].tolist()
+    lefts, tops, rights, bottoms = shapely.bounds(polygons).reshape(-1, 4).T
+    boxes = np.stack([lefts, tops, rights - lefts, bottoms - tops], axis=1)
+    segmentations = segmentations_of(polygons, window.height, window.width)
+    for i in np.flatnonzero(~shapely.is_empty(polygons)).tolist():
         yield {
             "image_id": image.image_id,
             "category_id": int(features.class_ids[i]),
             "feature_id": int(features.feature_ids[i]),
-            "bbox": _numbers(np.array([left, top, right - left, bottom - top])),
+            "bbox": _numbers(boxes[i]),
             "area": _numbers(areas[i : i + 1])[0],
             "iscrowd": 0,
             "score": round(float(features.scores[i]), 6),
-            "segmentation": segmentation_of(polygons[i], window.height, window.width),
-            **_keypoints(features, int(i), window),
+            "segmentation": segmentations[i],
+            **_keypoints(features, i, window),
         }
 
 

@@ -97,11 +97,13 @@ def tiles_in_shard(storage: Storage, path: str) -> set[TileId]:
     return {(str(t[0]), int(t[1]), int(t[2])) for t in json.loads(metadata[b"tiles"])}
 
 
-def durable_blocks(storage: Storage, tile_key: str, block_keys: Iterable[str]) -> tuple[set[str], set[str]]:
-    """Return (keys of blocks whose shard is there, keys of those with a partial one), by one listing."""
-    names = {info.path.rsplit("/", 1)[-1] for info in storage.list(f"work/{tile_key}")}
+def durable_blocks(storage: Storage, tile_key: str, block_keys: Iterable[str]) -> tuple[dict[str, int], dict[str, int]]:
+    """Return the sizes in bytes of (whole shards, partial shards) by block key, by one listing."""
+    sizes = {info.path.rsplit("/", 1)[-1]: info.size_bytes for info in storage.list(f"work/{tile_key}")}
     keys = set(block_keys)
-    return {k for k in keys if f"{k}.parquet" in names}, {k for k in keys if f"{k}.partial.parquet" in names}
+    whole = {k: sizes[f"{k}.parquet"] for k in keys if f"{k}.parquet" in sizes}
+    partial = {k: sizes[f"{k}.partial.parquet"] for k in keys - set(whole) if f"{k}.partial.parquet" in sizes}
+    return whole, partial
 
 
 def empty_instances(grid: Grid, row: int, col: int) -> Instances:

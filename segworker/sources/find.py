@@ -118,17 +118,15 @@ def _stat_entry(uri: str) -> Candidate:
 
 
 def _unique(candidates: list[Candidate]) -> list[Candidate]:
-    """Return each file once; one that a manifest names keeps that name."""
+    """Return each file once: as a manifest names it, else as seen from the outermost root."""
     by_uri: dict[str, Candidate] = {}
-    for candidate in candidates:
+    for candidate in sorted(candidates, key=lambda c: (c.scene_id is None, len(c.root))):
         known = by_uri.setdefault(candidate.uri, candidate)
         if known.scene_id and candidate.scene_id and known.scene_id != candidate.scene_id:
             raise ConfigError(
                 f"a scene has one scene_id, got {known.scene_id!r} and {candidate.scene_id!r} for "
                 f"{redact(candidate.uri)}; remove one line of the manifest"
             )
-        if candidate.scene_id and not known.scene_id:
-            by_uri[candidate.uri] = candidate
     return list(by_uri.values())
 
 

@@ -52,6 +52,7 @@ __all__ = [
     "join_blocks",
     "link_block",
     "rank_blocks",
+    "stitch_linked",
     "stitch_scene",
     "summarise",
 ]
@@ -59,10 +60,15 @@ __all__ = [
 
 def stitch_scene(tiles: Sequence[Instances], *, grid: Grid, options: StitchOptions) -> Features:
     """Stitch a whole scene in memory, as one block: for small scenes, tests and benchmarks."""
+    return stitch_linked(tiles, grid=grid, options=options)[0]
+
+
+def stitch_linked(tiles: Sequence[Instances], *, grid: Grid, options: StitchOptions) -> tuple[Features, BlockLinks]:
+    """Stitch a whole scene in memory, as one block; return its features, and the links with their statistics."""
     own = {(t.tile.row, t.tile.col): t for t in tiles}
     links = link_block(own, {}, grid=grid, rule=options.rule)
     border = join_blocks([links.border])[0]
     pieces = cut_block(own, links, border, options=options)
     region = Window(0, 0, grid.width, grid.height)
     rank = rank_blocks([summarise(pieces, region)], options=options)[0]
-    return assemble_block(pieces, pieces.take(np.zeros(0, np.int64)), rank, region)
+    return assemble_block(pieces, pieces.take(np.zeros(0, np.int64)), rank, region), links

@@ -1,9 +1,9 @@
 """What tiles see of a painted scene: perfectly, or as a real model would, differently in each tile.
 
-Noise of an instance: its outline moves by up to 2 px, otherwise every few pixels; in the last `margin_px` before a
-cut side of the window (one that is not the scene's rim) the mask is moved as a whole, frays, and stops some pixels
-short of the side. Some instances are missed, some are invented, scores scatter. Each draw depends on the scene's seed and the
-tile's place alone.
+Noise of an instance: its outline moves by up to 2 px, otherwise every few pixels; in the last `margin_px` before a cut
+side of the window (one that is not the scene's rim) the mask is moved as a whole, frays, and stops some pixels short.
+Some instances are missed, some are invented, scores scatter. Each draw depends on the scene's seed and the tile's place
+alone.
 
 Tiles remember which object each instance is. Only the oracle may look: it links what both tiles saw of one object in the
 strip they share, and so gives the ceiling for every rule that has to find this out from the masks.
@@ -115,7 +115,7 @@ def perfect_tile(
     truth = labels_HW.ravel()[first].astype(np.int64)
     runs = masks.runs_from_labels(numbers, len(first), window=tile.window)
     scores = np.full(len(first), SCORE, np.float32)
-    return _seen(runs, class_ids[truth], scores, truth, tile, grid, cut_trust_px)
+    return _seen(runs, class_ids[truth], scores, truth, where=(tile, grid), cut_trust_px=cut_trust_px)
 
 
 def noisy_tile(
@@ -133,22 +133,21 @@ def noisy_tile(
     rng = np.random.default_rng([seed, tile.row, tile.col, tile.window.width, 40_487])
     numbers, first, boxes = renumber(labels_HW if parts == "one" else label_components(labels_HW))
     distance = _cut_distances(tile.window, grid)
-    drawn = [_draw(numbers, i, boxes[i], distance, noise, rng) for i in range(len(first))]
+    drawn = [_draw(numbers, i, boxes[i], distance, noise=noise, rng=rng) for i in range(len(first))]
     found = [k for k, d in enumerate(drawn) if d.mask.any() and rng.random() >= noise.miss_share]
     truth = labels_HW.ravel()[first[found]].astype(np.int64)
     scores = np.array([rng.normal(0.85 - 0.15 * drawn[k].bad_share, noise.score_sigma) for k in found])
     invented = [_invent(boxes, tile.window, rng) for _ in range(rng.poisson(noise.false_share * len(first)))]
     runs = [_placed(d.mask, d.left, d.top, tile.window) for d in [drawn[k] for k in found] + invented]
     seen_classes = class_ids[truth]
-    guesses = rng.choice(seen_classes, len(invented)) if len(found) else np.ones(len(invented), np.int32)
+    guesses = rng.choice(seen_classes, len(invented)) if found else np.ones(len(invented), np.int32)
     return _seen(
         Runs.concatenate(runs),
         np.concatenate([seen_classes, guesses]),
         np.clip(np.concatenate([scores, rng.uniform(0.4, 0.8, len(invented))]), 0.05, 1.0),
         np.concatenate([truth, np.zeros(len(invented), np.int64)]),
-        tile,
-        grid,
-        cut_trust_px,
+        where=(tile, grid),
+        cut_trust_px=cut_trust_px,
     )
 
 
@@ -180,10 +179,11 @@ def _seen(
     class_ids: NDArray[np.integer],
     scores: NDArray[np.floating],
     truth: Ints,
-    tile: Tile,
-    grid: Grid,
+    *,
+    where: tuple[Tile, Grid],
     cut_trust_px: int,
 ) -> SeenTile:
+    tile, grid = where
     boxes = masks.boxes_xyxy(runs)
     edges = edge_bits(boxes, tile.window, grid=grid, margin_px=cut_trust_px)
     found = Instances(tile, class_ids.astype(np.int32), scores.astype(np.float32), boxes, edges, runs)
@@ -212,6 +212,7 @@ def _draw(
     i: int,
     box: Ints,
     distances: list[tuple[Ints, int]],
+    *,
     noise: Noise,
     rng: np.random.Generator,
 ) -> _Drawn:

@@ -1,21 +1,18 @@
-"""Pictures of painted scenes, with their truth: the sample data of `segworker sample`, and rasters for perfect models."""
+"""Pictures of painted scenes, with their truth: the sample data of `segworker sample`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
 from pycocotools import mask as coco_masks
 from rasterio import features
 from rasterio.transform import Affine
-from rasterio.windows import Window as RasterWindow
 
 from segworker import masks
+from segworker.synthetic.paint import write_raster
 from segworker.synthetic.scenes import make_scene
 from segworker.synthetic.truth import TruthScene
 from segworker.types import Window
@@ -100,122 +97,34 @@ def render_aerial(scene: TruthScene) -> Image:
     for step in range(2, 8, 2):
         shadow[step:, step:] |= things[:-step, :-step]
     image[shadow & ~things] *= 0.62
-    own = colours[scene.class_ids] + rng.normal(0, 22, (scene.num_objects + 1, 3)).astype(np.float32)
+    tint = rng.normal(0, 20, (scene.num_objects + 1, 1)) + rng.normal(0, 8, (scene.num_objects + 1, 3))
+    own = colours[scene.class_ids] + tint.astype(np.float32)
     texture = 1 + 0.10 * _smooth(rng, shape_yx, 5)[..., None]
     image = np.where(things[..., None], own[scene.labels_HW] * texture, image)
     image[_borders(scene.labels_HW) & things] *= 0.8
     return _to_bytes(np.moveaxis(image + rng.normal(0, 4, (*shape_yx, 3)), -1, 0))
 
 
-def paint_bands(
-    labels_HW: NDArray[np.integer], classes_HW: NDArray[np.integer] | None = None, *, layout: str = "classes"
-) -> NDArray[np.generic]:
-    """Return the bands that a perfect model reads a truth from.
-
-    Args:
-        labels_HW: labels below 2^32 ('classes') or 2^24 ('rgb', 'single').
-        classes_HW: class id of every pixel, for 'classes'; stuff included where there is any.
-        layout: 'classes' for `perfect` and its variants: (3, H, W) uint16 of the label's low and high 16 bits and the
-            class; 'rgb' for `perfect_rgb`: (3, H, W) uint8 digits; 'single' for `perfect_single`: (1, H, W) uint32.
-    """
-    labels = labels_HW.astype(np.int64)
-    if layout == "classes":
-        classes = np.ones_like(labels) if classes_HW is None else classes_HW
-        return np.stack([labels & 0xFFFF, labels >> 16, classes]).astype(np.uint16)
-    if labels.max(initial=0) >= 2**24:
-        raise ValueError(f"layout {layout!r} holds labels below 2^24, got {labels.max()}; use 'classes'")
-    if layout == "rgb":
-        return np.stack([labels & 0xFF, labels >> 8 & 0xFF, labels >> 16]).astype(np.uint8)
-    return labels[None].astype(np.uint32)
-
-
-def paint_scene(scene: TruthScene, path: Path, *, layout: str = "classes", **profile: Any) -> Path:
-    """Write a scene as the raster that a perfect model reads (`paint_bands`); `profile` goes to rasterio."""
-    classes = scene.class_ids[scene.labels_HW]
-    if scene.stuff_HW is not None:
-        classes = np.where(scene.labels_HW > 0, classes, scene.stuff_HW)
-    write_raster(path, paint_bands(scene.labels_HW, classes, layout=layout), **profile)
-    return path
-
-
-def paint_windows(
-    path: Path,
-    labels_of: Callable[[Window], NDArray[np.integer]],
-    class_ids_of: Callable[[NDArray[np.integer]], NDArray[np.integer]],
-    *,
-    width: int,
-    height: int,
-    block_px: int = 512,
-) -> Path:
-    """Write a virtual scene as a tiled, compressed raster for `perfect`, a row of blocks at a time."""
-    profile = _profile(3, height, width, "uint16", block_px)
-    with rasterio.open(path, "w", BIGTIFF="IF_SAFER", **profile) as target:
-        for top in range(0, height, block_px):
-            window = Window(0, top, width, min(block_px, height - top))
-            labels = labels_of(window)
-            bands = paint_bands(labels, class_ids_of(labels))
-            target.write(bands, window=RasterWindow(0, top, width, window.height))
-    return path
-
-
-def repeat_raster(path: Path, source: Path, *, width: int, height: int) -> Path:
-    """Write a VRT in which a square raster repeats over a scene of any size; bands and type are the source's.
-
-    Labels repeat too. That is harmless for perfect models as long as no window is larger than the source.
-    """
-    with rasterio.open(source) as raster:
-        side_x, side_y, count, dtype = raster.width, raster.height, raster.count, raster.dtypes[0]
-    places = [(x, y) for y in range(0, height, side_y) for x in range(0, width, side_x)]
-    bands = []
-    for band in range(1, count + 1):
-        parts = [_vrt_part(source, band, x, y, min(side_x, width - x), min(side_y, height - y)) for x, y in places]
-        bands.append(f'<VRTRasterBand dataType="{_GDAL_TYPES[dtype]}" band="{band}">{"".join(parts)}</VRTRasterBand>')
-    path.write_text(f'<VRTDataset rasterXSize="{width}" rasterYSize="{height}">{"".join(bands)}</VRTDataset>')
-    return path
-
-
-def write_raster(
-    path: Path,
-    bands_CHW: NDArray[np.generic],
-    *,
-    crs: str | None = None,
-    transform: Affine | None = None,
-    tags: dict[str, object] | None = None,
-    block_px: int = 256,
-    **profile: Any,
-) -> Path:
-    """Write bands as a tiled GeoTIFF, or as PNG where the name says so."""
-    count, height, width = bands_CHW.shape
-    settings: dict[str, Any] = {"driver": "PNG", "count": count, "height": height, "width": width}
-    if path.suffix.lower() != ".png":
-        settings = _profile(count, height, width, str(bands_CHW.dtype), block_px)
-    settings |= {"dtype": str(bands_CHW.dtype), "crs": crs, "transform": transform or Affine.identity(), **profile}
-    if settings["crs"] is None and settings["transform"] == Affine.identity():
-        del settings["transform"]
-    with rasterio.open(path, "w", **settings) as target:
-        target.write(bands_CHW)
-        target.update_tags(**(tags or {}))
-    return path
-
-
 def write_coco(path: Path, scene: TruthScene, *, file_name: str) -> Path:
     """Write the truth as COCO JSON with compressed RLE; annotation ids are the labels."""
     height, width = scene.labels_HW.shape
+    runs = masks.runs_from_labels(scene.labels_HW, scene.num_objects, window=Window(0, 0, width, height))
+    boxes, areas, counts = masks.boxes_xyxy(runs).tolist(), masks.areas_px(runs).tolist(), _column_counts(scene)
     annotations = []
-    for label, box, mask in _objects(scene):
-        left, top, right, bottom = box
-        full = np.zeros((height, width), np.uint8, order="F")
-        full[top:bottom, left:right] = mask
-        rle = coco_masks.encode(full)
+    for i in range(scene.num_objects):
+        if not areas[i]:
+            continue
+        left, top, right, bottom = boxes[i]
+        rle = coco_masks.frPyObjects({"size": [height, width], "counts": counts[i]}, height, width)
         annotations.append(
             {
-                "id": label,
+                "id": i + 1,
                 "image_id": 1,
-                "category_id": int(scene.class_ids[label]),
+                "category_id": int(scene.class_ids[i + 1]),
                 "bbox": [left, top, right - left, bottom - top],
-                "area": int(mask.sum()),
+                "area": areas[i],
                 "iscrowd": 0,
-                "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
+                "segmentation": {"size": [height, width], "counts": rle["counts"].decode()},
             }
         )
     categories = [{"id": c.id, "name": c.name} for c in scene.categories if c.isthing]
@@ -243,43 +152,20 @@ def write_geojson(path: Path, scene: TruthScene, *, crs: str, transform: Affine)
     return path
 
 
-_GDAL_TYPES = {"uint8": "Byte", "uint16": "UInt16", "uint32": "UInt32", "float32": "Float32"}
-
-
-def _profile(count: int, height: int, width: int, dtype: str, block_px: int) -> dict[str, Any]:
-    profile = {
-        "driver": "GTiff",
-        "count": count,
-        "height": height,
-        "width": width,
-        "dtype": dtype,
-        "compress": "deflate",
-    }
-    if min(height, width) >= block_px:
-        profile |= {"tiled": True, "blockxsize": block_px, "blockysize": block_px}
-    if count == 3 and dtype == "uint8":
-        profile |= {"photometric": "RGB"}
-    return profile
-
-
-def _vrt_part(source: Path, band: int, x: int, y: int, width: int, height: int) -> str:
-    size = f'xSize="{width}" ySize="{height}"'
-    return (
-        f'<SimpleSource><SourceFilename relativeToVRT="0" shared="1">{source.resolve()}</SourceFilename>'
-        f'<SourceBand>{band}</SourceBand><SrcRect xOff="0" yOff="0" {size}/>'
-        f'<DstRect xOff="{x}" yOff="{y}" {size}/></SimpleSource>'
-    )
-
-
-def _objects(scene: TruthScene) -> list[tuple[int, tuple[int, int, int, int], NDArray[np.bool_]]]:
-    """Return (label, box xyxy, mask in the box) of each object that has pixels."""
+def _column_counts(scene: TruthScene) -> list[list[int]]:
+    """Return for each object the lengths of its runs down the columns, as COCO counts them: background first."""
     height, width = scene.labels_HW.shape
-    runs = masks.runs_from_labels(scene.labels_HW, scene.num_objects, window=Window(0, 0, width, height))
+    runs = masks.runs_from_labels(scene.labels_HW.T, scene.num_objects, window=Window(0, 0, height, width))
+    column = runs.rows.astype(np.int64) * height
+    bounds = np.stack([column + runs.starts, column + runs.stops], axis=1)
     found = []
-    for i, (left, top, right, bottom) in enumerate(masks.boxes_xyxy(runs).tolist()):
-        if right > left:
-            part = scene.labels_HW[top:bottom, left:right] == i + 1
-            found.append((i + 1, (left, top, right, bottom), part))
+    for first, last in zip(runs.offsets[:-1], runs.offsets[1:], strict=True):
+        places = bounds[first:last].ravel()
+        # Runs that go on at the top of the next column are one run.
+        inner = places[1:-1].reshape(-1, 2)
+        apart = inner[inner[:, 0] != inner[:, 1]].ravel()
+        ends = np.concatenate([[0], places[:1], apart, places[-1:], [height * width]])
+        found.append(np.diff(ends).tolist())
     return found
 
 
@@ -314,4 +200,4 @@ def _blur(image: Floats, passes: int) -> Floats:
 
 
 def _to_bytes(image: NDArray[np.floating]) -> Image:
-    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.rint(image), 0, 255), np.uint8)

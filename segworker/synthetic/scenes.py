@@ -161,7 +161,8 @@ def _lanes(canvas: Canvas, rng: np.random.Generator, extent: int) -> None:
     thick = int(rng.integers(15, 40)) if river else int(rng.integers(5, 11))
     for k in range(1 if river else int(rng.integers(1, 5))):
         offset = start + k * (thick + 3)
-        shape = wave(offset, drift, sway_px, period_px, phase, thick, across=across)
+        bends = {"sway_px": sway_px, "period_px": period_px, "phase": phase}
+        shape = wave(offset, drift, **bends, thick=thick, across=across)
         canvas.add(shape, class_id=2 if river else 1, keep=0.2, gap_px=1)
 
 

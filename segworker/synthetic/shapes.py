@@ -92,7 +92,7 @@ def comb(length: float, teeth: int, pitch: float, thick: float) -> Shape:
 
 
 def wave(
-    start: float, drift: float, sway_px: float, period_px: float, phase: float, thick: float, *, across: bool
+    start: float, drift: float, *, sway_px: float, period_px: float, phase: float, thick: float, across: bool
 ) -> Shape:
     """Return a winding band without end: y = start + drift * x + sway * sin; from top to bottom where not `across`."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -53,6 +53,7 @@ class Scores:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Found:
+    size_yx: tuple[int, int]
     rles: list[dict[str, Any]]
     scores: NDArray[np.floating]
 
@@ -82,28 +83,31 @@ def as_table(scores: Mapping[str, Scores]) -> str:
     return head + "\n".join(rows)
 
 
-def paste(prediction: Prediction, shape_yx: tuple[int, int], *, chunk: int = 16) -> NDArray[np.bool_]:
-    """Return full masks (N, H, W) of compact ones, by the rule of `BoxMasks`; the lattice is zero outside itself."""
+def paste(prediction: Prediction, shape_yx: tuple[int, int]) -> Iterator[NDArray[np.bool_]]:
+    """Yield the full mask (H, W) of each instance, by the rule of `BoxMasks`; the lattice is zero outside itself."""
     if not isinstance(prediction.masks, BoxMasks):
         raise PredictionError(f"only box masks are measured here, got {type(prediction.masks).__name__}")
-    boxes = torch.from_numpy(np.asarray(prediction.boxes_xyxy, np.float32))
-    probs = torch.from_numpy(np.asarray(prediction.masks.probs_NMM, np.float32))
-    parts = [
-        _paste_some(b, p, shape_yx).numpy() for b, p in zip(boxes.split(chunk), probs.split(chunk), strict=True) if len(b)
-    ]
-    return np.concatenate(parts) if parts else np.zeros((0, *shape_yx), np.bool_)
+    for box_xyxy, probs_MM in zip(prediction.boxes_xyxy, prediction.masks.probs_NMM, strict=True):
+        yield _paste_one(box_xyxy, np.asarray(probs_MM, np.float32), shape_yx)
 
 
-def _paste_some(boxes_xyxy: Tensor, probs_NMM: Tensor, shape_yx: tuple[int, int]) -> Tensor:
-    left, top, right, bottom = (side[:, None] for side in boxes_xyxy.unbind(1))
-    cols = ((torch.arange(shape_yx[1]) + 0.5)[None] - left) / (right - left).clamp(min=1e-3) * 2 - 1
-    rows = ((torch.arange(shape_yx[0]) + 0.5)[None] - top) / (bottom - top).clamp(min=1e-3) * 2 - 1
-    count, height, width = len(boxes_xyxy), *shape_yx
-    grid = torch.stack(
-        [cols[:, None, :].expand(count, height, width), rows[:, :, None].expand(count, height, width)], dim=3
+def _paste_one(box_xyxy: NDArray[np.floating], probs_MM: NDArray[np.float32], shape_yx: tuple[int, int]) -> NDArray[np.bool_]:
+    full = np.zeros(shape_yx, np.bool_)
+    (top, bottom, rows), (left, right, cols) = (
+        _axis(float(box_xyxy[1]), float(box_xyxy[3]), shape_yx[0]),
+        _axis(float(box_xyxy[0]), float(box_xyxy[2]), shape_yx[1]),
     )
-    values = F.grid_sample(probs_NMM[:, None], grid, align_corners=False)[:, 0]
-    return values >= 0.5
+    grid = torch.stack([cols[None].expand(len(rows), -1), rows[:, None].expand(-1, len(cols))], dim=2)[None]
+    values = F.grid_sample(torch.from_numpy(probs_MM)[None, None], grid, align_corners=False)[0, 0]
+    full[top:bottom, left:right] = (values >= 0.5).numpy()
+    return full
+
+
+def _axis(low: float, high: float, size: int) -> tuple[int, int, Tensor]:
+    """Return the pixels that an interval touches and their centres, the interval being -1..1."""
+    begin, end = min(max(0, int(np.floor(low))), size), min(max(0, int(np.ceil(high))), size)
+    centres = torch.arange(begin, max(begin, end), dtype=torch.float32) + 0.5
+    return begin, max(begin, end), (centres - low) / max(high - low, 1e-6) * 2 - 1
 
 
 def _predict(model: Predictor, sample: Sample) -> _Found:
@@ -115,8 +119,8 @@ def _predict(model: Predictor, sample: Sample) -> _Found:
     valid = torch.zeros(padded.shape[1:], dtype=torch.bool)
     valid[:height, :width] = True
     prediction = model.predict(padded[None], valid[None])[0]
-    masks = paste(prediction, (height, width))
-    return _Found([_encode(mask) for mask in masks], prediction.scores)
+    rles = [_encode(mask) for mask in paste(prediction, (height, width))]
+    return _Found((height, width), rles, prediction.scores)
 
 
 def _encode(mask_HW: NDArray[np.bool_]) -> dict[str, Any]:
@@ -150,18 +154,18 @@ def _average_precision(truth: Sequence[list[dict[str, Any]]], found: Sequence[_F
     if not results or not annotations:
         return 0.0, 0.0
     with contextlib.redirect_stdout(io.StringIO()):
-        precision = _coco_precision(annotations, results, num_images=len(truth))
+        precision = _coco_precision(annotations, results, sizes_yx=[one.size_yx for one in found])
     return float(precision.mean()), float(precision[0].mean())
 
 
 def _coco_precision(
-    annotations: list[dict[str, Any]], results: list[dict[str, Any]], *, num_images: int
+    annotations: list[dict[str, Any]], results: list[dict[str, Any]], *, sizes_yx: Sequence[tuple[int, int]]
 ) -> NDArray[np.floating]:
     """Return precision (10 IoU thresholds, 101 recalls); prints, as pycocotools does."""
     reference = COCO()
     reference.dataset = {
         "info": {},
-        "images": [{"id": i} for i in range(num_images)],
+        "images": [{"id": i, "height": height, "width": width} for i, (height, width) in enumerate(sizes_yx)],
         "categories": [{"id": 1, "name": "object"}],
         "annotations": annotations,
     }

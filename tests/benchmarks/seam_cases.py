@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-import segworker.synthetic as synthetic
-from segworker import metrics
+from segworker import metrics, synthetic
 from segworker.grid import Grid
 from segworker.synthetic.noise import SeenTile, noisy_tiles, oracle_pairs, perfect_tiles
 from segworker.synthetic.scenes import make_scene

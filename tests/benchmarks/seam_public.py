@@ -2,7 +2,7 @@
 
     uv pip install sahi supervision cellpose dask distributed dask-image zarr dask-jobqueue imagecodecs tifffile
 
-sahi-nmm, sahi-nms   greedy merging and suppression of SAHI's sliced inference, its defaults (IoS 0.5), polygons as masks
+sahi-nmm, sahi-nms   greedy merging and suppression of SAHI's sliced inference with its defaults (IoS 0.5)
 supervision          `Detections.with_nmm` by IoS 0.5 on compact masks, as `InferenceSlicer` calls it
 cellpose             the block functions of Cellpose's distributed mode, as shipped: cut to cores, faces, relabelling
 cellpose-mended      the same with `shrink_labels` working in two dimensions (`np.gradient` of a line is not a stack)
@@ -17,6 +17,7 @@ import importlib.util
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -94,7 +95,7 @@ def run_sahi(name: str) -> Callable[[Any], Any]:
     return run
 
 
-def finish_sahi(predictions: Any, grid: Grid) -> Stitched:
+def finish_sahi(predictions: Any, _grid: Grid) -> Stitched:
     """Return the polygons as runs."""
     parts = []
     for p in predictions:
@@ -132,7 +133,7 @@ def run_supervision(detections: Any) -> Any:
     return detections.with_nmm(threshold=THRESHOLD, overlap_metric=OverlapMetric.IOS)
 
 
-def finish_supervision(detections: Any, grid: Grid) -> Stitched:
+def finish_supervision(detections: Any, _grid: Grid) -> Stitched:
     """Return compact (or dense) masks as runs."""
     compact = detections.mask
     if isinstance(compact, np.ndarray):
@@ -149,7 +150,7 @@ def _column_counts(mask: np.ndarray) -> np.ndarray:
     return np.append(counts, rest).astype(np.int32) if rest else counts.astype(np.int32)
 
 
-def core_rasters(tiles: Sequence[Instances], grid: Grid) -> list[tuple[tuple[int, int], Window, np.ndarray]]:
+def core_rasters(tiles: Sequence[Instances], _grid: Grid) -> list[tuple[tuple[int, int], Window, np.ndarray]]:
     """Return (place, core, labels in the core) of each tile."""
     return [
         ((t.tile.row, t.tile.col), t.tile.core, masks.labels_from_runs(t.runs, window=t.tile.core).astype(np.uint32))
@@ -161,7 +162,7 @@ def run_cellpose(*, mended: bool) -> Callable[[Any], Any]:
     """Return what `distributed_eval` does after segmentation, in one process and in memory."""
 
     def run(blocks: Any) -> Any:
-        with open(os.devnull, "w") as silent, contextlib.redirect_stdout(silent):
+        with Path(os.devnull).open("w") as silent, contextlib.redirect_stdout(silent):
             import cellpose.contrib.distributed_segmentation as package
 
         context = patch.object(package, "shrink_labels", _shrink_line) if mended else contextlib.nullcontext()
@@ -198,7 +199,7 @@ def _shrink_line(plane: np.ndarray, threshold: float) -> np.ndarray:
     return line.reshape(plane.shape)
 
 
-def finish_cellpose(rasters: Any, grid: Grid) -> Stitched:
+def finish_cellpose(rasters: Any, _grid: Grid) -> Stitched:
     """Return the relabelled cores as runs."""
     runs, groups = [], []
     for core, labels in rasters:

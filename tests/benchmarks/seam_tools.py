@@ -14,6 +14,7 @@ core-join       masks are cut to their tile's core; labels that face each other 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -22,7 +23,8 @@ from seam_cases import SeenTile, Stitched, Tool, tile_pair_links
 
 from segworker import masks, metrics, stitch
 from segworker.grid import Grid
-from segworker.seams import Links, SeamRule
+from segworker.seams import Links
+from segworker.stitch import link as linking
 from segworker.synthetic.truth import connected_components
 from segworker.types import Instances, Runs, Window
 
@@ -30,15 +32,20 @@ Ints = NDArray[np.int64]
 
 
 def ours(options: stitch.StitchOptions | None = None) -> Tool:
-    """Return our four passes, as one block."""
+    """Return our four passes, as one block; groups are the components of pass A."""
     chosen = options or stitch.StitchOptions()
 
     def run(tiles: Sequence[Instances], grid: Grid) -> Stitched:
-        own = {(t.tile.row, t.tile.col): t for t in tiles}
-        links = stitch.link_block(own, {}, grid=grid, rule=chosen.rule)
-        border = stitch.join_blocks([links])[0]
-        pieces = stitch.cut_block(own, links, border, options=chosen)
-        return Stitched(pieces.runs, links.component)
+        components = []
+
+        def link_block(*arguments: Any, **options: Any) -> stitch.BlockLinks:
+            links = linking.link_block(*arguments, **options)
+            components.append(links.component)
+            return links
+
+        with patch.object(stitch, "link_block", link_block):
+            found = stitch.stitch_scene(tiles, grid=grid, options=chosen)
+        return Stitched(found.pieces.runs, components[0])
 
     return run
 
@@ -47,31 +54,31 @@ def oracle(seen: Sequence[SeenTile], options: stitch.StitchOptions | None = None
     """Return our passes with the links of one who knows which object each instance is."""
     pairs_of, run = tile_pair_links(seen), ours(options)
 
-    def link(a: Instances, b: Instances, *, grid: Grid, rule: SeamRule) -> Links:
+    def link(a: Instances, b: Instances, **_thresholds: object) -> Links:
         pairs = pairs_of(a, b)
         return Links(pairs, np.zeros((0, 2), np.int64), np.ones(len(pairs)))
 
     def run_linked(tiles: Sequence[Instances], grid: Grid) -> Stitched:
-        with patch.object(stitch, "link", link):
+        with patch.object(linking, "link", link):
             return run(tiles, grid)
 
     return run_linked
 
 
-def none(tiles: Sequence[Instances], grid: Grid) -> Stitched:
+def none(tiles: Sequence[Instances], _grid: Grid) -> Stitched:
     """Keep every instance."""
     runs = Runs.concatenate([t.runs for t in tiles])
     return Stitched(runs, np.arange(len(runs)))
 
 
-def union(tiles: Sequence[Instances], grid: Grid) -> Stitched:
+def union(tiles: Sequence[Instances], _grid: Grid) -> Stitched:
     """Join whatever shares a pixel."""
     a, b, _ = _shared(tiles)
     runs = Runs.concatenate([t.runs for t in tiles])
     return _merged(runs, connected_components(len(runs), a, b))
 
 
-def nms(tiles: Sequence[Instances], grid: Grid) -> Stitched:
+def nms(tiles: Sequence[Instances], _grid: Grid) -> Stitched:
     """Keep the best of each crowd."""
     runs = Runs.concatenate([t.runs for t in tiles])
     leader = _greedy(tiles)
@@ -81,12 +88,12 @@ def nms(tiles: Sequence[Instances], grid: Grid) -> Stitched:
     return Stitched(runs.take(kept), groups)
 
 
-def nmm(tiles: Sequence[Instances], grid: Grid) -> Stitched:
+def nmm(tiles: Sequence[Instances], _grid: Grid) -> Stitched:
     """Merge each crowd into its best."""
     return _merged(Runs.concatenate([t.runs for t in tiles]), _greedy(tiles))
 
 
-def ownership(tiles: Sequence[Instances], grid: Grid) -> Stitched:
+def ownership(tiles: Sequence[Instances], _grid: Grid) -> Stitched:
     """Keep what is centred in its tile's core."""
     runs, kept = Runs.concatenate([t.runs for t in tiles]), []
     for t in tiles:
@@ -97,7 +104,7 @@ def ownership(tiles: Sequence[Instances], grid: Grid) -> Stitched:
     return Stitched(runs.take(keep), np.where(keep, np.cumsum(keep) - 1, -1))
 
 
-def core_join(tiles: Sequence[Instances], grid: Grid) -> Stitched:
+def core_join(tiles: Sequence[Instances], _grid: Grid) -> Stitched:
     """Cut to cores, then join what faces each other across a border."""
     bases = np.cumsum([0, *(len(t) for t in tiles)])
     place = {(t.tile.row, t.tile.col): k for k, t in enumerate(tiles)}
@@ -110,7 +117,7 @@ def core_join(tiles: Sequence[Instances], grid: Grid) -> Stitched:
             (place.get((row + 1, col)), Window(core.col_off, core.row_end - 1, core.width, 2)),
         ):
             if other is not None:
-                pairs.append(_facing(cut[k], cut[other], window) + [bases[k], bases[other]])
+                pairs.append(_facing(cut[k], cut[other], window) + np.array([bases[k], bases[other]]))
     joined = np.concatenate(pairs)
     runs = Runs.concatenate(cut)
     result = _merged(runs, connected_components(len(runs), joined[:, 0], joined[:, 1]))

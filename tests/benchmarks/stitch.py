@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -134,10 +135,9 @@ def print_quality(rows: Sequence[Row], *, header: bool = True) -> None:
 
 def print_header() -> None:
     """Print the head of the first table."""
-    print(
-        "| kind | tool | PQ perfect | PQ noisy | cut | merged | dupl. | missed | false | wrong welds | faults perfect | s |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
+    names = "kind tool PQ-perfect PQ-noisy cut merged dupl. missed false wrong-welds faults-perfect s".split()
+    print("| " + " | ".join(names) + " |")
+    print("|---" * len(names) + "|")
 
 
 def in_own_process(function: Callable[[], Any], *, limit_s: float) -> tuple[Any, float]:
@@ -171,8 +171,7 @@ def _report(function: Callable[[], Any], end: Connection) -> None:
 
 
 def _rss_mb() -> float:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def _tool(name: str) -> Tool | None:

@@ -24,7 +24,7 @@ from segworker.errors import CommitConflict, StorageError, StoreError
 from segworker.io import commit as commit_module
 from segworker.io import ids as ids_module
 from segworker.io.commit import commit_run, committed_as, features_version
-from segworker.io.ids import read_scene_numbers, reserve_scene_numbers, scene_numbers_of
+from segworker.io.ids import read_scene_numbers, reserve_scene_numbers
 from segworker.io.storage import Storage, open_storage
 from segworker.io.table import live_files, read_features, read_scenes, read_store_info, write_part
 from segworker.io.table_crs import TableCrs
@@ -325,12 +325,6 @@ def test_too_many_scenes_are_refused(tmp_path, monkeypatch: pytest.MonkeyPatch):
     assert reserve_scene_numbers(storage, ["last"]) == {"last": 99}
     with pytest.raises(StoreError, match="another store"):
         reserve_scene_numbers(storage, ["one more"])
-
-
-def test_ids_tell_their_scene():
-    ids = feature_rows(7, "s", 3)["feature_id"].to_numpy()
-    assert scene_numbers_of(ids).tolist() == [7, 7, 7]
-    assert ids.max() < 2**53
 
 
 def _interrupt(*_args: object) -> None:

@@ -15,9 +15,9 @@ from pycocotools.coco import COCO
 from rasterio.features import rasterize
 
 from segworker.errors import StoreError
-from segworker.io.coco import CocoFeatures, CocoWriter, coco_path, images_of_scene, segmentation_of
+from segworker.io.coco import CocoFeatures, CocoWriter, coco_path, images_of_scene
+from segworker.io.coco_masks import rle_counts, segmentations_of
 from segworker.io.ids import feature_ids
-from segworker.io.rle import rle_counts
 from segworker.io.storage import open_storage
 from segworker.types import Category
 
@@ -160,4 +160,7 @@ def test_classes_that_are_no_category_are_refused(tmp_path: Path):
 
 
 def test_coordinates_are_short():
-    assert segmentation_of(shapely.box(1, 2, 3, 4.123456), 9, 9) == [[3, 2, 3, 4.12, 1, 4.12, 1, 2]]
+    polygons = np.array([shapely.box(1, 2, 3, 4), shapely.box(1, 2, 3, 4.123456)], object)
+    first, second = segmentations_of(polygons, 9, 9)
+    assert json.dumps(first) == "[[3, 2, 3, 4, 1, 4, 1, 2]]"
+    assert second == [[3, 2, 3, 4.12, 1, 4.12, 1, 2]]

@@ -43,7 +43,7 @@ def brute_quality(truth: Cells, pred: Cells) -> tuple[float, float, float]:
 
 
 def brute_faults(truth: Cells, pred: Cells, share: float = 0.2) -> dict[str, int]:
-    cut, held, duplicates, missed = set(), {p: 0 for p in pred}, set(), 0
+    cut, held, duplicates, missed = set(), dict.fromkeys(pred, 0), set(), 0
     for t, a in truth.items():
         shared = {p: len(a & b) for p, b in pred.items() if a & b}
         main = min(shared, key=lambda p: (-shared[p], p), default=None)

@@ -1,0 +1,67 @@
+"""Where a run runs: joining or starting Ray, and how many predictors it gets."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import ray
+
+from segworker.config import JobConfig
+from segworker.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """The pool of predictors."""
+
+    count: int
+    cpus_each: float
+    gpus_each: float
+    threads: int
+    "Torch threads of each: Ray allows its workers one only, so it is set."
+    device: str
+    precision: str
+
+
+@contextmanager
+def cluster(config: JobConfig) -> Iterator[None]:
+    """Join the cluster of this job, of RAY_ADDRESS or of `--address`; otherwise start a local Ray and stop it again."""
+    if ray.is_initialized():
+        yield
+        return
+    address = config.engine.address or os.environ.get("RAY_ADDRESS")
+    quiet = {"log_to_driver": config.engine.log_level == "debug", "logging_level": logging.ERROR}
+    if address in (None, "local"):
+        # Ray would run every worker through `uv run` where the driver was: slow, and it may ask the network.
+        os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        ray.init(address="local", num_cpus=config.engine.cpus, include_dashboard=False, **quiet)
+    else:
+        try:
+            ray.init(address=address, **quiet)
+        except (ConnectionError, RuntimeError) as error:
+            raise ConfigError(f"--address must be a running Ray cluster, got {address!r} ({error}); start it") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def choose_workers(config: JobConfig) -> Workers:
+    """Size the pool from the flags and what the cluster has: a process for each GPU, else one for every four CPUs."""
+    resources = ray.cluster_resources()
+    cpus, gpus = int(resources.get("CPU", 1)), resources.get("GPU", 0.0)
+    use_gpu = config.model.device != "cpu" and gpus > 0
+    gpus_each = config.engine.gpus_per_worker if config.engine.gpus_per_worker is not None else float(use_gpu)
+    if gpus_each > 0 and gpus < gpus_each:
+        raise ConfigError(f"a worker needs {gpus_each:g} GPUs, got {gpus:g} in the cluster; lower --gpus-per-worker")
+    fitting = int(gpus / gpus_each) if gpus_each else max(1, cpus // 4)
+    count = config.engine.workers or max(1, fitting)
+    precision = "fp32" if config.model.precision == "auto" else config.model.precision
+    device = "cuda" if gpus_each else ("cpu" if config.model.device == "auto" else config.model.device)
+    cpus_each = 1.0 if cpus > count else cpus / (2 * count)  # readers and decoders need a CPU beside them
+    return Workers(count, cpus_each, gpus_each, max(1, cpus // count), device, precision)

@@ -1,0 +1,290 @@
+"""From a configuration to a job: the model's facts, scenes, grids, keys and blocks. Reads headers, predicts nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import shapely
+
+from segworker.blocks import Block, SceneGrid, plan_blocks
+from segworker.config import JobConfig
+from segworker.config_values import Area, ValueRange
+from segworker.errors import ConfigError, SceneError, SegworkerError
+from segworker.geo import aoi_to_scene, grid_scale, inside_area_of_use, to_map
+from segworker.grid import Grid
+from segworker.io.aoi import Aoi, load_aoi
+from segworker.io.header import Limits
+from segworker.io.storage import Storage, open_storage
+from segworker.io.table import read_store_info
+from segworker.io.table_crs import TableCrs, decide_table_crs
+from segworker.seams import SeamRule
+from segworker.sources.find import SceneFailure, find_scenes
+from segworker.sources.identity import scene_identity
+from segworker.stitch import StitchOptions
+from segworker.types import Category, InputSpec, Scene
+
+SHARD_FORMAT = 1
+"Raised when shards of older code must not be used any more."
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What planning needs of a model; the weights stay with the predictors."""
+
+    ref: str
+    options: tuple[tuple[str, object], ...]
+    weights: str | None
+    "A path or URI; None: the model's own."
+    spec: InputSpec
+    categories: tuple[Category, ...]
+    digest: str
+
+    @property
+    def class_ids(self) -> frozenset[int]:
+        """All ids a prediction may hold."""
+        return frozenset(c.id for c in self.categories)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Common:
+    """What every task of a run needs, sent to each node once."""
+
+    store_uri: str
+    run_id: str
+    tile_key: str
+    stitch_key: str
+    model: ModelFacts
+    bands: tuple[int, ...] | None
+    value_range: ValueRange
+    batch_px: int
+    "Pixels of one batch, about; a batch has at least one tile."
+    batch_size: int | None
+    options: StitchOptions
+    min_area: Area | None
+    max_area: Area | None
+    simplify_px: float
+    aoi: Aoi | None
+    table_crs: TableCrs
+    coco: bool
+
+    @property
+    def storage(self) -> Storage:
+        """The store."""
+        return open_storage(self.store_uri)
+
+    @property
+    def categories(self) -> Mapping[int, Category]:
+        """Categories by id."""
+        return {c.id: c for c in self.model.categories}
+
+    def tiles_per_batch(self, shape_yx: tuple[int, int]) -> int:
+        """Return the batch size for windows of a shape: fixed by the plan, whatever the machine."""
+        return self.batch_size or max(1, self.batch_px // max(1, shape_yx[0] * shape_yx[1]))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BlockTask:
+    """One block with the scenes and grids of its tiles."""
+
+    block: Block
+    scenes: Mapping[str, Scene]
+    grids: Mapping[str, Grid]
+    partial: bool = False
+    "A partial shard of an earlier run is there to go on from."
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """A run that can begin."""
+
+    config: JobConfig
+    common: Common
+    scenes: Mapping[str, Scene]
+    "By scene_id, sorted."
+    grids: Mapping[str, Grid]
+    blocks: tuple[Block, ...]
+    failures: tuple[SceneFailure, ...]
+    partial: frozenset[int] = frozenset()
+    "Blocks of which a partial shard is there."
+    lost: frozenset[int] = frozenset()
+    "Blocks without any shard: all their tiles failed."
+
+    @property
+    def num_tiles(self) -> int:
+        """Tiles of the plan."""
+        return sum(b.num_tiles for b in self.blocks)
+
+    def task(self, block: Block) -> BlockTask:
+        """Return what a worker needs for a block."""
+        ids = [r.scene_id for r in block.ranges]
+        partial = block.number in self.partial
+        return BlockTask(block, {i: self.scenes[i] for i in ids}, {i: self.grids[i] for i in ids}, partial)
+
+
+def make_job(config: JobConfig, model: ModelFacts, run_id: str) -> Job:
+    """Plan a run.
+
+    Raises:
+        ConfigError: for settings that do not go together; where no scene can be read at all, its own error.
+        StoreError, StorageError: where the store cannot be used.
+    """
+    tile, overlap = _tile_and_overlap(config, model.spec)
+    storage = open_storage(config.output.output)
+    info = read_store_info(storage)
+    found = find_scenes(
+        config.inputs.scenes,
+        manifest=config.inputs.manifest,
+        limits=Limits(scene_px=config.inputs.max_scene_px),
+        bands=config.inputs.bands,
+        spec=model.spec,
+    )
+    failures = list(found.failures)
+    table_crs = decide_table_crs(
+        config.output.table_crs, info.table_crs if info else None, [s.crs for s in found.scenes]
+    ) if found.scenes else TableCrs("pixel", None)
+    scenes: dict[str, Scene] = {}
+    grids: dict[str, Grid] = {}
+    for scene in found.scenes:
+        try:
+            grids[scene.scene_id] = _grid_of(scene, config, model.spec, table_crs, tile, overlap)
+            scenes[scene.scene_id] = scene
+        except SegworkerError as error:
+            failures.append(SceneFailure(scene.uri, scene.scene_id, error))
+    aoi = load_aoi(config.inputs.aoi) if config.inputs.aoi else None
+    _check_aoi(aoi, scenes, failures, grids)
+    common = _common(config, model, run_id, table_crs, aoi, tile, overlap)
+    pixel_bytes = model.spec.num_bands
+    blocks = plan_blocks(
+        [
+            SceneGrid(grids[i], scene_identity(s), pixel_bytes * np.dtype(s.dtype).itemsize)
+            for i, s in scenes.items()
+        ]
+    )
+    return Job(config, common, scenes, grids, tuple(blocks), tuple(sorted(failures, key=lambda f: f.scene_id)))
+
+
+def _tile_and_overlap(config: JobConfig, spec: InputSpec) -> tuple[int, int]:
+    tile = config.grid.tile or spec.tile_px
+    overlap = config.grid.overlap if config.grid.overlap is not None else min(spec.overlap_px, tile // 4)
+    if overlap >= tile:
+        raise ConfigError(
+            f"overlap must be smaller than the tile, got overlap={overlap}, tile={tile}; lower --overlap or raise --tile"
+        )
+    return tile, overlap
+
+
+def _grid_of(
+    scene: Scene, config: JobConfig, spec: InputSpec, table_crs: TableCrs, tile: int, overlap: int
+) -> Grid:
+    refusal = table_crs.refusal(scene.crs)
+    if refusal:
+        raise SceneError(f"{scene.scene_id}: {refusal}")
+    if scene.crs is not None and table_crs.wkt is not None:
+        outline = to_map(np.array([shapely.box(0, 0, scene.width, scene.height)], dtype=object), scene.transform)
+        if not inside_area_of_use(table_crs.wkt, tuple(shapely.bounds(outline[0]).tolist()), scene.crs):
+            raise SceneError(
+                f"a scene must lie in the area of use of the table's CRS, got {scene.scene_id} outside "
+                f"{table_crs.label}; write it to a store of its own, or use a store in OGC:CRS84"
+            )
+    scale = grid_scale(scene, spec, resolution_m=config.grid.resolution, resolution_um=config.grid.resolution_um)
+    return Grid.of_scene(scene, tile_px=tile, overlap_px=overlap, scale=scale)
+
+
+def _check_aoi(
+    aoi: Aoi | None,
+    scenes: dict[str, Scene],
+    failures: list[SceneFailure],
+    grids: dict[str, Grid],
+) -> None:
+    """Turn scenes that an area of interest cannot be brought to into failures."""
+    if aoi is None:
+        return
+    for scene_id, scene in list(scenes.items()):
+        try:
+            aoi_to_scene(aoi.polygons, aoi.crs, scene)
+        except SegworkerError as error:
+            failures.append(SceneFailure(scene.uri, scene_id, error))
+            del scenes[scene_id], grids[scene_id]
+
+
+def _common(
+    config: JobConfig,
+    model: ModelFacts,
+    run_id: str,
+    table_crs: TableCrs,
+    aoi: Aoi | None,
+    tile: int,
+    overlap: int,
+) -> Common:
+    options = _stitch_options(config, model)
+    batch_px = 2 * 1024 * 1024
+    aoi_text = None if aoi is None else [aoi.crs, [g.hex() for g in shapely.to_wkb(aoi.polygons).tolist()]]
+    told = {
+        "format": SHARD_FORMAT,
+        "model": model.digest,
+        "precision": config.model.precision,
+        "tile": tile,
+        "overlap": overlap,
+        "resolution": [config.grid.resolution, config.grid.resolution_um],
+        "bands": config.inputs.bands,
+        "value_range": str(config.inputs.value_range),
+        "batch": [batch_px, config.model.batch_size],
+        "aoi": aoi_text,
+    }
+    tile_key = _digest(told)
+    stitch_key = _digest([tile_key, repr(options), str(config.stitch.min_area), str(config.stitch.max_area), config.stitch.simplify, table_crs.wkt])
+    return Common(
+        store_uri=config.output.output,
+        run_id=run_id,
+        tile_key=tile_key,
+        stitch_key=stitch_key,
+        model=model,
+        bands=config.inputs.bands,
+        value_range=config.inputs.value_range,
+        batch_px=batch_px,
+        batch_size=config.model.batch_size,
+        options=options,
+        min_area=config.stitch.min_area,
+        max_area=config.stitch.max_area,
+        simplify_px=config.stitch.simplify,
+        aoi=aoi,
+        table_crs=table_crs,
+        coco=config.output.coco,
+    )
+
+
+def _digest(told: object) -> str:
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _stitch_options(config: JobConfig, model: ModelFacts) -> StitchOptions:
+    by_name = {c.name: c.id for c in model.categories}
+    named = [*(config.stitch.classes or ()), *config.stitch.class_min_score]
+    unknown = sorted(set(named) - set(by_name))
+    if unknown:
+        raise ConfigError(
+            f"classes are those of the model ({', '.join(sorted(by_name)[:20])}), got {', '.join(unknown)}; "
+            "correct --classes or --class-min-score"
+        )
+    least = config.stitch.min_score
+    return StitchOptions(
+        rule=SeamRule(cut_trust_px=model.spec.cut_trust_px, min_agreement=config.stitch.min_iou),
+        exclusive=model.spec.exclusive,
+        min_score=model.spec.min_score if least is None else least,
+        class_min_score=tuple(sorted((by_name[n], s) for n, s in config.stitch.class_min_score.items())),
+        class_ids=tuple(sorted(by_name[n] for n in config.stitch.classes)) if config.stitch.classes else None,
+    )
+
+
+def with_grid_limits(options: StitchOptions, common: Common, grid: Grid) -> StitchOptions:
+    """Return the options with the area limits that are stated in pixels, in grid pixels of this scene."""
+    low, high = common.min_area, common.max_area
+    if low is not None and low.unit == "px":
+        options = replace(options, min_area_px=low.value * grid.scale**2)
+    if high is not None and high.unit == "px":
+        options = replace(options, max_area_px=high.value * grid.scale**2)
+    return options

@@ -1,0 +1,88 @@
+"""The process that holds the model. Only tensors are its business: reading and decoding happen elsewhere."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+
+from segworker.engine.job import ModelFacts
+from segworker.engine.tiles import Batch, BlockWork, TileFailure, scaled
+from segworker.errors import PredictionError
+from segworker.io.storage import open_storage
+from segworker.models.protocol import choose_device, place, predict_arrays
+from segworker.models.registry import load_model, model_digest
+from segworker.types import Prediction
+
+
+def fetch_weights(uri: str | None) -> Path | bytes | None:
+    """Return a weights file as a local path, or its content where it lies in an object store."""
+    if uri is None:
+        return None
+    if uri.startswith("s3://"):
+        folder, _, name = uri.rpartition("/")
+        return open_storage(folder).read(name)
+    return Path(uri.removeprefix("file://")).expanduser()
+
+
+def describe_model(ref: str, options: dict[str, object], weights: str | None) -> ModelFacts:
+    """Build a model once to learn what planning needs: spec, categories and digest.
+
+    Raises:
+        ConfigError, WeightsError: as `load_model`.
+    """
+    content = fetch_weights(weights)
+    model = load_model(ref, weights=content, options=options)
+    digest = model_digest(ref, weights=content, options=options, model=model)
+    return ModelFacts(ref, tuple(sorted(options.items())), weights, model.spec, tuple(model.categories), digest)
+
+
+class Predictor:
+    """A loaded model on its device."""
+
+    def __init__(self, facts: ModelFacts, *, precision: str, device: str, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.device = choose_device(device)
+        self.precision = precision
+        model = load_model(facts.ref, weights=fetch_weights(facts.weights), options=dict(facts.options))
+        self.model = place(model, self.device)
+
+    def predict(self, work: BlockWork) -> None:
+        """Predict all batches of a block in place; a tile that fails alone as well becomes a failure."""
+        begin = time.perf_counter()
+        for batch in work.batches:
+            work.failures += self._predict_batch(batch)
+            batch.drop_pixels()
+        work.batches = [b for b in work.batches if b.tile_ids]
+        work.seconds["predict"] = time.perf_counter() - begin
+
+    def _predict_batch(self, batch: Batch) -> list[TileFailure]:
+        every = list(range(len(batch.tile_ids)))
+        try:
+            batch.predictions = self._call(batch, every)
+        except Exception:  # noqa: BLE001 - a model may raise anything: its tiles are tried one by one
+            return self._predict_alone(batch)
+        return []
+
+    def _predict_alone(self, batch: Batch) -> list[TileFailure]:
+        """Predict tile by tile; take those that fail out of the batch."""
+        kept: list[int] = []
+        failures: list[TileFailure] = []
+        for k, tile_id in enumerate(batch.tile_ids):
+            try:
+                batch.predictions += self._call(batch, [k])
+                kept.append(k)
+            except Exception as error:  # noqa: BLE001 - see above
+                failures.append(TileFailure.of(tile_id, "predict", error))
+        batch.tile_ids = [batch.tile_ids[k] for k in kept]
+        batch.valid = [batch.valid[k] for k in kept]
+        return failures
+
+    def _call(self, batch: Batch, indices: list[int]) -> list[Prediction]:
+        images, valid = scaled(batch, indices)
+        found = predict_arrays(self.model, images, valid, device=self.device, precision=self.precision)  # type: ignore[arg-type]
+        for prediction in found:
+            if not isinstance(prediction, Prediction):
+                raise PredictionError(f"predict() returns Predictions, got {type(prediction).__name__}; fix the model")
+        return found

@@ -1,0 +1,255 @@
+"""A run from configuration to commit."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+
+from segworker.config import JobConfig
+from segworker.engine.cluster import Workers, choose_workers, cluster
+from segworker.engine.job import Job, make_job
+from segworker.engine.phase1 import predict_blocks
+from segworker.engine.phase2 import Stitched, stitch_blocks
+from segworker.engine.predictor import describe_model
+from segworker.engine.progress import Progress
+from segworker.engine.record import run_record, summary_text
+from segworker.engine.tiles import BlockReceipt, TileFailure
+from segworker.errors import ExitCode, SceneError, SegworkerError
+from segworker.io.commit import COMMIT_COLUMNS, commit_run, features_version
+from segworker.io.failures import redact
+from segworker.io.ids import reserve_scene_numbers
+from segworker.io.shards import durable_blocks
+from segworker.io.storage import open_storage
+from segworker.report.overview import draw_overviews
+from segworker.schema import SCENES
+from segworker.sources.find import SceneFailure
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """What a run did, for people (`text`) and for schedulers (`exit_code`)."""
+
+    exit_code: int
+    text: str
+    record: dict[str, Any]
+    "What run.json holds."
+
+
+@dataclass(slots=True)
+class Account:
+    """What a run counted and timed."""
+
+    started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    started: float = field(default_factory=time.perf_counter)
+    seconds: dict[str, float] = field(default_factory=dict)
+    stage_seconds: Counter[str] = field(default_factory=Counter)
+    tiles: Counter[str] = field(default_factory=Counter)
+    "done, skipped, failed, reused."
+    instances: int = 0
+    bytes_read: int = 0
+    failures: list[TileFailure] = field(default_factory=list)
+
+    def add(self, receipt: BlockReceipt) -> None:
+        """Add one block's receipt."""
+        self.tiles.update(done=receipt.num_done, skipped=receipt.num_skipped, failed=len(receipt.failures))
+        self.stage_seconds.update(receipt.seconds)
+        self.instances += receipt.num_instances
+        self.bytes_read += receipt.bytes_read
+        self.failures += receipt.failures
+
+
+def make_run_id(now: datetime | None = None) -> str:
+    """Return a new run id: the time in UTC, sortable, and six random hex digits."""
+    return f"{(now or datetime.now(UTC)).strftime('%Y%m%dT%H%M%SZ')}-{secrets.token_hex(3)}"
+
+
+def run(config: JobConfig) -> RunSummary:
+    """Segment the scenes of a configuration and commit the features.
+
+    Raises:
+        SegworkerError: where nothing could be done; what was durable stays, and the same command goes on from it.
+    """
+    account = Account()
+    run_id = make_run_id(account.started_at)
+    facts = describe_model(config.model.model, dict(config.model.model_options), config.model.weights)
+    job = make_job(config, facts, run_id)
+    _log.info("run %s: %d scenes, %d tiles, %d blocks", run_id, len(job.scenes), job.num_tiles, len(job.blocks))
+    storage = open_storage(config.output.output)
+    base_version = features_version(storage)
+    if not job.scenes:
+        return _nothing(job, account)
+    with cluster(config):
+        workers = choose_workers(config)
+        job, shard_bytes = _predict(job, workers, account)
+        job = _without_lost_scenes(job, account)
+        _check_failed(job, account)
+        begin = time.perf_counter()
+        scene_nos = reserve_scene_numbers(storage, job.scenes)
+        with Progress("stitch", job.num_tiles, mode=config.engine.progress) as progress:
+            stitched = stitch_blocks(job, scene_nos, shard_bytes, tell=progress.add)
+        account.seconds["stitch"] = time.perf_counter() - begin
+    begin = time.perf_counter()
+    counts = _counts_by_scene(stitched)
+    commit = commit_run(
+        storage,
+        run_id=run_id,
+        parts=[g.part for g in stitched.groups if g.part is not None],
+        scenes=_scene_rows(job, scene_nos, counts, account),
+        table_crs=job.common.table_crs,
+        base_version=base_version,
+    )
+    account.seconds["commit"] = time.perf_counter() - begin
+    begin = time.perf_counter()
+    pictures = draw_overviews(storage, run_id, list(job.scenes.values())[: config.output.overview], job.grids, job.common.table_crs)
+    account.seconds["overview"] = time.perf_counter() - begin
+    return _finish(job, workers, account, stitched, counts, pictures, commit.features_version)
+
+
+def _predict(job: Job, workers: Workers, account: Account) -> tuple[Job, dict[int, int]]:
+    """Run phase 1 for what is not durable; return the job knowing its partial and lost blocks, and shard sizes."""
+    begin = time.perf_counter()
+    storage = open_storage(job.common.store_uri)
+    whole, partial = durable_blocks(storage, job.common.tile_key, (b.key for b in job.blocks))
+    job = replace(job, partial=frozenset(b.number for b in job.blocks if b.key in partial))
+    todo = [b for b in job.blocks if b.key not in whole]
+    sizes = {b.number: whole[b.key] for b in job.blocks if b.key in whole}
+    account.tiles["reused"] = sum(b.num_tiles for b in job.blocks if b.key in whole)
+    if account.tiles["reused"]:
+        _log.info("%d tiles of an earlier run with the same settings are used again", account.tiles["reused"])
+    failed: set[int] = set()
+    lost: set[int] = set()
+    with Progress("predict", sum(b.num_tiles for b in todo), mode=job.config.engine.progress) as progress:
+        for receipt in predict_blocks([job.task(b) for b in todo], job.common, workers):
+            account.add(receipt)
+            progress.add(job.blocks[receipt.number].num_tiles, receipt.num_instances)
+            sizes[receipt.number] = receipt.shard_bytes
+            if receipt.failures:
+                failed.add(receipt.number)
+            if not receipt.num_done + receipt.num_skipped:
+                lost.add(receipt.number)
+    missing = {b.number for b in todo} - set(sizes)
+    for number in missing:  # the block's task died for good: nothing of it is durable
+        account.failures += _all_failed(job, number)
+        account.tiles["failed"] += job.blocks[number].num_tiles
+    lost |= missing
+    account.seconds["predict"] = time.perf_counter() - begin
+    return replace(job, partial=frozenset(failed - lost), lost=frozenset(lost)), {
+        k: v for k, v in sizes.items() if k not in lost
+    }
+
+
+def _all_failed(job: Job, number: int) -> list[TileFailure]:
+    return [
+        TileFailure((part.scene_id, *key), "predict", "the worker died", "")
+        for part in job.blocks[number].ranges
+        for key in part.keys()
+    ]
+
+
+def _without_lost_scenes(job: Job, account: Account) -> Job:
+    """Take scenes of which every tile failed out of the job: what an earlier run committed of them stays."""
+    failed = Counter(f.tile_id[0] for f in account.failures)
+    lost = {i for i, count in failed.items() if count == job.grids[i].num_tiles}
+    if not lost:
+        return job
+    reasons = {f.tile_id[0]: f for f in reversed(account.failures)}
+    failures = [
+        SceneFailure(redact(job.scenes[i].uri), i, SceneError(f"every tile failed; the first: {reasons[i].error}"))
+        for i in sorted(lost)
+    ]
+    return replace(
+        job,
+        scenes={i: s for i, s in job.scenes.items() if i not in lost},
+        failures=tuple(sorted([*job.failures, *failures], key=lambda f: f.scene_id)),
+        blocks=tuple(replace(b, ranges=tuple(r for r in b.ranges if r.scene_id not in lost)) for b in job.blocks),
+    )
+
+
+def _check_failed(job: Job, account: Account) -> None:
+    """Fail the run where more tiles failed than it may lose, or no scene is left."""
+    limit = job.config.engine.max_failed_tiles
+    num_failed = account.tiles["failed"]
+    if limit is not None and limit.exceeded(num_failed, job.num_tiles):
+        raise SegworkerError(
+            f"at most {limit} failed tiles are allowed, got {num_failed} of {job.num_tiles} (first: "
+            f"{account.failures[0].error}); nothing was committed, the same command goes on from the good tiles"
+        )
+    if not job.scenes:
+        raise SceneError("; ".join(f"{f.scene_id}: {f.error}" for f in job.failures[:5]))
+
+
+def _counts_by_scene(stitched: Stitched) -> dict[str, Counter[str]]:
+    counts: dict[str, Counter[str]] = {}
+    for group in stitched.groups:
+        for scene_id, found in group.counts.items():
+            counts.setdefault(scene_id, Counter()).update(found)
+    return counts
+
+
+def _scene_rows(job: Job, scene_nos: dict[str, int], counts: dict[str, Counter[str]], account: Account) -> pa.Table:
+    """Return the scenes' rows of the scenes table."""
+    failed = Counter(f.tile_id[0] for f in account.failures)
+    rows = [
+        {
+            "scene_no": scene_nos[scene_id],
+            "scene_id": scene_id,
+            "uri": redact(scene.uri),
+            "etag": scene.etag,
+            "size_bytes": scene.size_bytes,
+            "mtime_s": scene.mtime_s,
+            "crs": scene.crs,
+            "transform": list(scene.transform),
+            "pixel_size_um": scene.pixel_size_um,
+            "width": scene.width,
+            "height": scene.height,
+            "num_bands": scene.num_bands,
+            "tile_key": job.common.tile_key,
+            "stitch_key": job.common.stitch_key,
+            "run_id": job.common.run_id,
+            "num_tiles": job.grids[scene_id].num_tiles,
+            "num_failed_tiles": failed[scene_id],
+            "num_features": sum(counts.get(scene_id, Counter()).values()),
+        }
+        for scene_id, scene in job.scenes.items()
+    ]
+    schema = pa.schema([f for f in SCENES if f.name not in COMMIT_COLUMNS])
+    return pa.Table.from_pylist(rows, schema=schema)
+
+
+def _exit_code(job: Job, account: Account) -> ExitCode:
+    incomplete = bool(job.failures or account.failures) and not job.config.output.partial_ok
+    return ExitCode.INCOMPLETE if incomplete else ExitCode.DONE
+
+
+def _nothing(job: Job, account: Account) -> RunSummary:
+    """Fail: no scene could be read."""
+    del account
+    first = job.failures[0]
+    more = f" (and {len(job.failures) - 1} more scenes)" if len(job.failures) > 1 else ""
+    raise SceneError(f"{first.error}{more}")
+
+
+def _finish(
+    job: Job,
+    workers: Workers,
+    account: Account,
+    stitched: Stitched,
+    counts: dict[str, Counter[str]],
+    pictures: list[str],
+    version: int,
+) -> RunSummary:
+    """Write run.json and put the summary together."""
+    account.seconds["total"] = time.perf_counter() - account.started
+    exit_code = _exit_code(job, account)
+    record = run_record(job, workers, account, stitched, counts, pictures, version, int(exit_code))
+    storage = open_storage(job.common.store_uri)
+    return RunSummary(int(exit_code), summary_text(record, storage), record)

@@ -1,0 +1,259 @@
+"""Phase 1, the work of one block: read its tiles, predict them, decode them, write its shard.
+
+Plain functions over numpy; `engine.phase1` strings them together on Ray Data. A tile that fails in one of them is
+carried along as a failure and harms no other tile.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TypeAlias
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+
+from segworker.blocks import TileRange
+from segworker.config_values import ValueRange
+from segworker.decode import decode_instances
+from segworker.engine.job import BlockTask, Common
+from segworker.errors import ReadError, SegworkerError
+from segworker.geo import aoi_to_scene
+from segworker.io.raster import SceneReader
+from segworker.io.scaling import value_range
+from segworker.io.shards import (
+    Status,
+    TileId,
+    TileResult,
+    empty_instances,
+    read_shard,
+    shard_path,
+    write_shard,
+)
+from segworker.types import InputSpec, Instances, Prediction, Scene, Tile
+
+
+Ranges: TypeAlias = tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TileFailure:
+    """A tile without a result."""
+
+    tile_id: TileId
+    stage: str
+    "'read', 'predict' or 'decode'."
+    error: str
+    trace: str
+
+    @classmethod
+    def of(cls, tile_id: TileId, stage: str, error: BaseException) -> TileFailure:
+        """Return the failure for an exception that is being handled."""
+        text = f"{type(error).__name__}: {error}"
+        return cls(tile_id, stage, text, "".join(traceback.format_exception(error))[-4000:])
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Tiles of one window shape and dtype, of one scene or several, to be predicted in one call."""
+
+    tile_ids: list[TileId] = field(default_factory=list)
+    pixels: list[NDArray[np.generic]] = field(default_factory=list)
+    "(bands, h, w) each, in the source's dtype."
+    valid: list[NDArray[np.bool_] | None] = field(default_factory=list)
+    "(h, w) each; None: all pixels are valid."
+    ranges: list[Ranges | None] = field(default_factory=list)
+    "(low, high) that become 0 and 1 for each band; None: raw values."
+    predictions: list[Prediction] = field(default_factory=list)
+
+    def drop_pixels(self) -> None:
+        """Forget what the next stage does not need."""
+        self.pixels, self.ranges = [], []
+
+
+@dataclass(slots=True, eq=False)
+class BlockWork:
+    """A block on its way through phase 1."""
+
+    task: BlockTask
+    batches: list[Batch] = field(default_factory=list)
+    filling: dict[tuple[object, ...], Batch] = field(default_factory=dict)
+    "Batches that are not full yet, by shape and dtype."
+    skipped: dict[TileId, Status] = field(default_factory=dict)
+    failures: list[TileFailure] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    bytes_read: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BlockReceipt:
+    """What the driver hears of a finished block."""
+
+    number: int
+    num_done: int
+    num_skipped: int
+    num_instances: int
+    failures: tuple[TileFailure, ...]
+    seconds: dict[str, float]
+    bytes_read: int
+    shard_bytes: int
+
+
+def read_block(task: BlockTask, common: Common) -> BlockWork:
+    """Read the tiles of a block that have no durable result, as batches of one shape."""
+    work = BlockWork(task)
+    begin = time.perf_counter()
+    durable = set(_durable(task, common))
+    for part in task.block.ranges:
+        todo = [key for key in part.keys() if (part.scene_id, *key) not in durable]
+        _read_range(work, part, todo, common)
+    work.batches += work.filling.values()
+    work.filling = {}
+    work.seconds["read"] = time.perf_counter() - begin
+    return work
+
+
+def decode_block(work: BlockWork, common: Common) -> BlockReceipt:
+    """Decode a block's predictions and write its shard: a partial one where tiles failed."""
+    begin = time.perf_counter()
+    task, storage = work.task, common.storage
+    results = dict(_durable(task, common))
+    for batch in work.batches:
+        for k, tile_id in enumerate(batch.tile_ids):
+            try:
+                found = _decoded(batch.predictions[k], tile_id, batch.valid[k], task, common)
+                results[tile_id] = TileResult(tile_id, "done", found)
+            except SegworkerError as error:
+                work.failures.append(TileFailure.of(tile_id, "decode", error))
+    for tile_id, status in work.skipped.items():
+        results[tile_id] = TileResult(tile_id, status, empty_instances(task.grids[tile_id[0]], *tile_id[1:]))
+    ordered = [results[i] for i in _tile_ids(task) if i in results]
+    partial = shard_path(common.tile_key, task.block.key, partial=True)
+    whole = shard_path(common.tile_key, task.block.key)
+    num_bytes = write_shard(storage, partial if work.failures else whole, ordered) if ordered else 0
+    if task.partial and not work.failures:
+        storage.delete([partial])
+    work.seconds["decode"] = time.perf_counter() - begin
+    return BlockReceipt(
+        task.block.number,
+        sum(r.status == "done" for r in ordered),
+        sum(r.status != "done" for r in ordered),
+        sum(len(r.instances) for r in ordered),
+        tuple(work.failures),
+        work.seconds,
+        work.bytes_read,
+        num_bytes,
+    )
+
+
+def scaled(batch: Batch, indices: Sequence[int]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Return (images (B, C, H, W), valid (B, H, W)) of some tiles of a batch: float32, 0..1 where they have ranges.
+
+    Invalid pixels are 0.
+    """
+    images = np.stack([batch.pixels[k] for k in indices]).astype(np.float32)
+    valid = np.ones((len(images), *images.shape[2:]), np.bool_)
+    for image, seen, k in zip(images, valid, indices, strict=True):
+        ranges, mask = batch.ranges[k], batch.valid[k]
+        if ranges is not None:
+            low, high = (np.array([r[side] for r in ranges], np.float32)[:, None, None] for side in (0, 1))
+            image -= low
+            image /= high - low
+            np.clip(image, 0, 1, out=image)
+        if mask is not None:
+            seen[:] = mask
+            image[:, ~mask] = 0
+    return images, valid
+
+
+def _durable(task: BlockTask, common: Common) -> dict[TileId, TileResult]:
+    if not task.partial:
+        return {}
+    path = shard_path(common.tile_key, task.block.key, partial=True)
+    return {r.tile_id: r for r in read_shard(common.storage, path, task.grids)}
+
+
+def _tile_ids(task: BlockTask) -> Iterator[TileId]:
+    for part in task.block.ranges:
+        for row, col in part.keys():
+            yield part.scene_id, row, col
+
+
+def _decoded(
+    prediction: Prediction, tile_id: TileId, valid: NDArray[np.bool_] | None, task: BlockTask, common: Common
+) -> Instances:
+    grid = task.grids[tile_id[0]]
+    return decode_instances(
+        prediction,
+        grid.tile(*tile_id[1:]),
+        grid=grid,
+        class_ids=common.model.class_ids,
+        valid_HW=valid,
+        cut_trust_px=common.model.spec.cut_trust_px,
+    )
+
+
+def _read_range(work: BlockWork, part: TileRange, todo: list[tuple[int, int]], common: Common) -> None:
+    """Read one scene's tiles of a block into batches; failures and skipped tiles are noted."""
+    scene, grid = work.task.scenes[part.scene_id], work.task.grids[part.scene_id]
+    tiles = [grid.tile(*key) for key in todo]
+    try:
+        area = None if common.aoi is None else aoi_to_scene(common.aoi.polygons, common.aoi.crs, scene)
+        ranges = _ranges(scene, common.value_range, common.bands, common.model.spec)
+        with SceneReader(scene, scale=grid.scale, bands=common.bands, spec=common.model.spec) as reader:
+            for tile in tiles:
+                if area is not None and not _touches(tile, area):
+                    work.skipped[_id(tile)] = "outside"
+                else:
+                    _read_tile(work, reader, tile, ranges, common)
+    except Exception as error:  # noqa: BLE001 - whatever a damaged file makes GDAL raise: each tile tells it
+        known = {i for b in [*work.batches, *work.filling.values()] for i in b.tile_ids} | set(work.skipped)
+        known |= {f.tile_id for f in work.failures}
+        work.failures += [TileFailure.of(_id(t), "read", error) for t in tiles if _id(t) not in known]
+
+
+def _read_tile(work: BlockWork, reader: SceneReader, tile: Tile, ranges: Ranges | None, common: Common) -> None:
+    try:
+        image = reader.read(tile)
+    except (ReadError, OSError, MemoryError) as error:
+        work.failures.append(TileFailure.of(_id(tile), "read", error))
+        return
+    work.bytes_read += image.pixels.nbytes
+    if not image.valid[tile.core.slices_in(tile.window)].any():
+        work.skipped[_id(tile)] = "nodata"
+        return
+    kind = (image.pixels.shape, image.pixels.dtype.str)
+    batch = work.filling.setdefault(kind, Batch())
+    batch.tile_ids.append(_id(tile))
+    batch.pixels.append(image.pixels)
+    batch.valid.append(None if image.valid.all() else image.valid)
+    batch.ranges.append(ranges)
+    if len(batch.tile_ids) >= common.tiles_per_batch(tile.window.shape_yx):
+        work.batches.append(work.filling.pop(kind))
+
+
+def _id(tile: Tile) -> TileId:
+    return tile.scene_id, tile.row, tile.col
+
+
+def _touches(tile: Tile, area: shapely.Geometry) -> bool:
+    window = tile.window
+    corners = np.array([window.col_off, window.row_off, window.col_end, window.row_end]) / tile.scale
+    return bool(shapely.intersects(area, shapely.box(*corners)))
+
+
+def _ranges(
+    scene: Scene, mode: ValueRange, bands: tuple[int, ...] | None, spec: InputSpec
+) -> Ranges | None:
+    return None if spec.scaling == "none" else _cached_ranges(scene, mode, bands, spec)
+
+
+@lru_cache(maxsize=64)
+def _cached_ranges(
+    scene: Scene, mode: ValueRange, bands: tuple[int, ...] | None, spec: InputSpec
+) -> Ranges:
+    return value_range(scene, mode, bands=bands, spec=spec)

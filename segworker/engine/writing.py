@@ -1,0 +1,82 @@
+"""What a finished group of features becomes: one GeoParquet part and one COCO file."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import shapely
+
+from segworker.engine.job import Common
+from segworker.geo import aoi_to_scene
+from segworker.grid import Grid
+from segworker.io.coco import CocoWriter, coco_path, images_of_scene
+from segworker.io.failures import redact
+from segworker.io.geoparquet import Part
+from segworker.io.rows import SceneFeatures, coco_of, outline, rows_of
+from segworker.io.table import write_part
+from segworker.stitch import Features
+from segworker.types import Scene
+
+
+@dataclass(slots=True)
+class GroupResult:
+    """What writing a group gave."""
+
+    part: Part | None
+    coco: str | None
+    "Path of the COCO file in the store."
+    counts: dict[str, Counter[str]] = field(default_factory=dict)
+    "scene_id -> features by class name."
+    seams: Counter[str] = field(default_factory=Counter)
+
+
+def finish(
+    features: Features, *, scene: Scene, scene_no: int, grid: Grid, common: Common
+) -> tuple[SceneFeatures, pa.Table]:
+    """Return a scene's features as polygons and as rows, without those that area limits or the area of interest refuse."""
+    found = outline(features, scene=scene, scene_no=scene_no, grid=grid, simplify_px=common.simplify_px)
+    rows = rows_of(found, run_id=common.run_id, table_crs=common.table_crs, categories=common.categories)
+    keep = np.ones(len(found), np.bool_)
+    for area, low in ((common.min_area, True), (common.max_area, False)):
+        if area is not None and area.unit != "px":
+            values = rows["area_m2" if area.unit == "m2" else "area_um2"].to_numpy(zero_copy_only=False)
+            values = np.asarray(values, np.float64)
+            keep &= np.isnan(values) | (values >= area.value if low else values <= area.value)
+    if common.aoi is not None:
+        area_px = aoi_to_scene(common.aoi.polygons, common.aoi.crs, scene)
+        shapely.prepare(area_px)
+        keep &= shapely.intersects(area_px, found.polygons)
+    return (found, rows) if keep.all() else (found.take(keep), rows.filter(pa.array(keep)))
+
+
+def write_group(
+    number: int,
+    found: Sequence[tuple[SceneFeatures, pa.Table]],
+    *,
+    scene_nos: Mapping[str, int],
+    common: Common,
+) -> GroupResult:
+    """Write the part and the COCO file of a group; a scene without features still gets its `images` entry."""
+    storage = common.storage
+    result = GroupResult(None, None)
+    for features, rows in found:
+        counts = result.counts.setdefault(features.scene.scene_id, Counter())
+        counts.update(rows["class_name"].to_pylist())
+        result.seams.update(rows["seam"].to_pylist())
+    tables = [rows for _, rows in found if len(rows)]
+    if tables:
+        result.part = write_part(storage, common.run_id, number, pa.concat_tables(tables), common.table_crs)
+    if common.coco:
+        result.coco = coco_path(common.run_id, number)
+        info = {"description": f"segworker run {common.run_id}", "version": "1.0"}
+        with CocoWriter(storage, result.coco, common.model.categories, info=info) as writer:
+            for features, _ in found:
+                scene = features.scene
+                scene_no = scene_nos[scene.scene_id]
+                images = images_of_scene(scene_no, scene.scene_id, redact(scene.uri), scene.width, scene.height)
+                writer.add(images, coco_of(features))
+    return result
