@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyogrio
 import shapely
-from pyogrio.errors import DataSourceError
 
 from segworker.errors import ConfigError, StorageError
 from segworker.geo import parse_crs
@@ -37,10 +35,12 @@ def load_aoi(uri: str) -> Aoi:
     A GeoJSON is in longitudes and latitudes unless it says `"crs": null`, as its standard says. What is missing, no
     vector file, or holds no polygons is a ConfigError.
     """
+    import pyogrio  # noqa: PLC0415 - it draws in geopandas where that is installed, seconds that few runs need
+
     try:
         source = _source(uri)
         meta, _, wkb, _ = pyogrio.raw.read(source, layer=0, columns=[], force_2d=True)
-    except (DataSourceError, OSError, StorageError, ValueError) as error:
+    except (pyogrio.errors.DataSourceError, OSError, StorageError, ValueError) as error:
         raise ConfigError(
             f"an area of interest is a vector file (GeoJSON, GeoPackage, shapefile ...), got {redact(uri)} ({error}); "
             "correct --aoi"

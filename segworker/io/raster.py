@@ -39,7 +39,7 @@ class Level:
         self._palette = _palette(dataset) if plan.palette else None
         self._alpha = [i for i, c in enumerate(dataset.colorinterp, start=1) if c == ColorInterp.alpha]
         flags = dataset.mask_flag_enums[self._indexes[0] - 1]
-        self._nodata = MaskFlags.nodata in flags
+        self._nodata = [dataset.nodatavals[i - 1] for i in self._indexes]
         self._mask = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
 
     def read(self, window: Window) -> tuple[Pixels, Valid]:
@@ -60,8 +60,8 @@ class Level:
 
     def _valid(self, area: Any, pixels: Pixels) -> Valid:  # noqa: ANN401 - rasterio ships no types
         valid = np.ones(pixels.shape[1:], np.bool_)
-        if self._nodata:
-            valid &= (self.dataset.read_masks(self._indexes, window=area) > 0).any(axis=0)
+        if any(value is not None for value in self._nodata):
+            valid &= ~np.logical_and.reduce([_equals(b, v) for b, v in zip(pixels, self._nodata, strict=True)])
         if self._mask:
             valid &= self.dataset.read_masks(self._indexes[0], window=area) > 0
         for band in self._alpha:
@@ -204,6 +204,18 @@ class SceneReader:
             pixels, valid = level.read(Window(left, top, right - left, bottom - top))
             parts.append(resample(pixels, valid, x, rows))
         return np.concatenate([p for p, _ in parts], axis=1), np.concatenate([v for _, v in parts])
+
+
+def _equals(band: NDArray[Any], nodata: float | None) -> Valid:
+    """Return where a band says nodata: floats within rounding, as GDAL compares them; NaN is not asked for here."""
+    if nodata is None or np.isnan(nodata):
+        return np.zeros(band.shape, np.bool_)
+    if np.issubdtype(band.dtype, np.floating):
+        return np.asarray(np.abs(band - nodata) <= 4 * np.finfo(band.dtype).eps * abs(nodata))
+    info = np.iinfo(band.dtype)
+    if nodata != int(nodata) or not info.min <= nodata <= info.max:
+        return np.zeros(band.shape, np.bool_)
+    return np.asarray(band == int(nodata))
 
 
 def _palette(dataset: Any) -> NDArray[np.uint8]:  # noqa: ANN401 - rasterio ships no types

@@ -73,9 +73,7 @@ def outline(features: Features, *, scene: Scene, scene_no: int, grid: Grid, simp
     return SceneFeatures(scene, ids, features, polygons, areas / grid.scale**2, centroids)
 
 
-def rows_of(
-    found: SceneFeatures, *, run_id: str, table_crs: TableCrs, categories: Mapping[int, Category]
-) -> pa.Table:
+def rows_of(found: SceneFeatures, *, run_id: str, table_crs: TableCrs, categories: Mapping[int, Category]) -> pa.Table:
     """Return rows of the FEATURES schema, geometries in the table's CRS.
 
     Raises:

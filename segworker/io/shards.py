@@ -45,7 +45,9 @@ SHARD = pa.schema(
 )
 "One row for each tile; -1 keypoints: the model has none."
 
-_DELTA = {f"{name}.list.element": "DELTA_BINARY_PACKED" for name in ("run_counts", "run_rows", "run_starts", "run_lengths")}
+_DELTA = {
+    f"{name}.list.element": "DELTA_BINARY_PACKED" for name in ("run_counts", "run_rows", "run_starts", "run_lengths")
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -81,6 +81,7 @@ def predict_arrays(
     """Predict from arrays: pad to the model's stride, move to the device, run, and return arrays.
 
     Args:
+        model: in inference mode, see `place`.
         images_BCHW: as `Model.predict` wants them, of any height and width.
         valid_BHW: bool.
         device: where `place` put the model.

@@ -103,7 +103,9 @@ def load_model(ref: str, *, weights: Weights | None = None, options: Mapping[str
     model = build_model(ref, options)
     if chosen is not None:
         if not isinstance(model, nn.Module):
-            raise ConfigError(f"--weights is for torch modules, and {ref} gives a {type(model).__name__}; load them in it")
+            raise ConfigError(
+                f"--weights is for torch modules, and {ref} gives a {type(model).__name__}; load them in it"
+            )
         load_weights(model, chosen, model_name=ref)
     if isinstance(model, nn.Module):
         model.eval()
@@ -144,15 +146,21 @@ def _import_factory(ref: str) -> Callable[..., object]:
     try:
         found: object = importlib.import_module(module_name)
     except ImportError as error:
-        raise ConfigError(f"--model {ref}: cannot import {module_name!r} ({error}); check PYTHONPATH and the name") from error
+        raise ConfigError(
+            f"--model {ref}: cannot import {module_name!r} ({error}); check PYTHONPATH and the name"
+        ) from error
     except (ValueError, TypeError) as error:
         raise ConfigError(f"--model {ref} must be package.module:factory") from error
     for part in attribute.split("."):
         if not hasattr(found, part):
-            raise ConfigError(f"--model {ref}: {module_name} has no {attribute!r}; name a callable that returns a Model")
+            raise ConfigError(
+                f"--model {ref}: {module_name} has no {attribute!r}; name a callable that returns a Model"
+            )
         found = getattr(found, part)
     if not callable(found):
-        raise ConfigError(f"--model {ref}: {attribute!r} must be callable and return a Model, got {type(found).__name__}")
+        raise ConfigError(
+            f"--model {ref}: {attribute!r} must be callable and return a Model, got {type(found).__name__}"
+        )
     return found
 
 
@@ -168,7 +176,11 @@ def _call(factory: Callable[..., object], ref: str, options: Mapping[str, Any]) 
 
 
 def _source_of(factory: Callable[..., object]) -> bytes:
-    source = inspect.getsourcefile(inspect.unwrap(factory)) if inspect.isroutine(factory) or inspect.isclass(factory) else None
+    source = (
+        inspect.getsourcefile(inspect.unwrap(factory))
+        if inspect.isroutine(factory) or inspect.isclass(factory)
+        else None
+    )
     return Path(source).read_bytes() if source and Path(source).is_file() else repr(factory).encode()
 
 

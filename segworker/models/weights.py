@@ -50,7 +50,9 @@ def read_bytes(weights: Path | str | bytes) -> bytes:
     try:
         return Path(weights).read_bytes()
     except OSError as error:
-        raise WeightsError(f"weights must be a readable file, got {str(weights)!r} ({error.strerror}); check --weights") from error
+        raise WeightsError(
+            f"weights must be a readable file, got {str(weights)!r} ({error.strerror}); check --weights"
+        ) from error
 
 
 def _is_safetensors(content: bytes) -> bool:
@@ -119,7 +121,7 @@ def _listed(what: str, names: Sequence[str]) -> str:
 
 
 def save_weights(model: nn.Module, path: Path, *, metadata: Mapping[str, str] | None = None) -> None:
-    """Write a model's weights as safetensors: fp16, save for what has one dimension (biases, norms), which stays fp32."""
+    """Write a model's weights as safetensors: fp16, but fp32 for biases and norms (all that has one dimension)."""
     state = {
         key: value.detach().cpu().to(torch.float16 if value.ndim >= 2 else torch.float32).contiguous()
         for key, value in model.state_dict().items()
@@ -127,7 +129,7 @@ def save_weights(model: nn.Module, path: Path, *, metadata: Mapping[str, str] | 
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    safetensors.torch.save_file(state, partial, metadata=dict(metadata or {}))
+    partial.write_bytes(safetensors.torch.save(state, metadata=dict(metadata or {})))
     partial.replace(path)
 
 

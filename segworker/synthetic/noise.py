@@ -1,9 +1,9 @@
 """What tiles see of a painted scene: perfectly, or as a real model would, differently in each tile.
 
-Noise of an instance: its outline moves by up to 2 px, otherwise every few pixels; in the last `margin_px` before a cut
-side of the window (one that is not the scene's rim) the mask is moved as a whole, frays, and stops some pixels short.
-Some instances are missed, some are invented, scores scatter. Each draw depends on the scene's seed and the tile's place
-alone.
+Noise of an instance: its outline moves by up to 2 px, otherwise every few pixels; in the last `margin_px` before a
+cut side of the window (one that is not the scene's rim) the mask is moved as a whole, frays, and stops some pixels
+short. Some instances are missed, some are invented, scores scatter. Each draw depends on the scene's seed and the
+tile's place alone.
 
 Tiles remember which object each instance is. Only the oracle may look: it links what both tiles saw of one object in the
 strip they share, and so gives the ceiling for every rule that has to find this out from the masks.

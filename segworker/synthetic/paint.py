@@ -41,12 +41,15 @@ def paint_bands(
     return labels[None].astype(np.uint32)
 
 
-def paint_scene(scene: TruthScene, path: Path, *, layout: str = "classes", **profile: object) -> Path:
-    """Write a scene as the raster that a perfect model reads (`paint_bands`); `profile` goes to rasterio."""
+def paint_scene(
+    scene: TruthScene, path: Path, *, layout: str = "classes", crs: str | None = None, transform: Affine | None = None
+) -> Path:
+    """Write a scene as the raster that a perfect model reads (`paint_bands`)."""
     classes = scene.class_ids[scene.labels_HW]
     if scene.stuff_HW is not None:
         classes = np.where(scene.labels_HW > 0, classes, scene.stuff_HW)
-    write_raster(path, paint_bands(scene.labels_HW, classes, layout=layout), **profile)
+    bands = paint_bands(scene.labels_HW, classes, layout=layout)
+    write_raster(path, bands, crs=crs, transform=transform)
     return path
 
 
@@ -61,7 +64,7 @@ def paint_windows(
 ) -> Path:
     """Write a virtual scene as a tiled, compressed raster for `perfect`, a row of blocks at a time."""
     profile = _profile(3, height, width, "uint16", block_px)
-    with _unreferenced_allowed(), rasterio.open(path, "w", BIGTIFF="IF_SAFER", **profile) as target:
+    with unreferenced_allowed(), rasterio.open(path, "w", BIGTIFF="IF_SAFER", **profile) as target:
         for top in range(0, height, block_px):
             window = Window(0, top, width, min(block_px, height - top))
             labels = labels_of(window)
@@ -75,7 +78,7 @@ def repeat_raster(path: Path, source: Path, *, width: int, height: int) -> Path:
 
     Labels repeat too. That is harmless for perfect models as long as no window is larger than the source.
     """
-    with _unreferenced_allowed(), rasterio.open(source) as raster:
+    with unreferenced_allowed(), rasterio.open(source) as raster:
         side_x, side_y, count, dtype = raster.width, raster.height, raster.count, raster.dtypes[0]
     places = [(x, y) for y in range(0, height, side_y) for x in range(0, width, side_x)]
     bands = []
@@ -102,7 +105,7 @@ def write_raster(
     if path.suffix.lower() != ".png":
         settings = _profile(count, height, width, str(bands_CHW.dtype), block_px)
     settings |= {"dtype": str(bands_CHW.dtype), "crs": crs, "transform": transform or Affine.identity(), **profile}
-    with _unreferenced_allowed(), rasterio.open(path, "w", **settings) as target:
+    with unreferenced_allowed(), rasterio.open(path, "w", **settings) as target:
         target.write(bands_CHW)
         target.update_tags(**(tags or {}))
     return path
@@ -137,7 +140,7 @@ def _vrt_part(source: Path, band: int, place_xy: tuple[int, int], size_wh: tuple
 
 
 @contextmanager
-def _unreferenced_allowed() -> Iterator[None]:
+def unreferenced_allowed() -> Iterator[None]:
     """Keep rasterio from warning of rasters without a georeference: these have none on purpose."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)

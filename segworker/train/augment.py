@@ -12,6 +12,8 @@ def jitter_colours(image_CHW: Tensor, rng: np.random.Generator, *, dark: bool) -
     """Return a changed copy of an image in 0..1, clipped to that range.
 
     Args:
+        image_CHW: RGB.
+        rng: all chance comes from it.
         dark: bright objects on a dark ground; a share of these is inverted and tinted, so that they look stained.
     """
     image = _expose(image_CHW, rng, dark=dark)

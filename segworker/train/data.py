@@ -73,6 +73,7 @@ def load_samples(folder: Path, *, names: Sequence[str] | None = None) -> list[Sa
     """Read `images/<name>.png` and `masks/<name>.png` (one label per instance) into memory, sorted by name.
 
     Args:
+        folder: holds images/ and masks/.
         names: only these; all images of the folder where None.
     """
     found = sorted(path.stem for path in (folder / "images").glob("*.png"))
@@ -80,7 +81,9 @@ def load_samples(folder: Path, *, names: Sequence[str] | None = None) -> list[Sa
         raise ConfigError(f"training data has images/*.png and masks/*.png, found no images in {folder}; check --data")
     missing = sorted(set(names or ()) - set(found))
     if missing:
-        raise ConfigError(f"{len(missing)} listed images are not in {folder}, the first is {missing[0]!r}; check the list")
+        raise ConfigError(
+            f"{len(missing)} listed images are not in {folder}, the first is {missing[0]!r}; check the list"
+        )
     return [_load_sample(folder, name) for name in found if names is None or name in set(names)]
 
 
@@ -97,6 +100,12 @@ def read_heldout(path: Path) -> list[str]:
     """Return the names in a held-out list: tab-separated `name`, `modality`, with # comments."""
     lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
     return [row[0] for row in csv.reader(lines, delimiter="\t")]
+
+
+def write_heldout(path: Path, samples: Sequence[Sample]) -> None:
+    """Write the list that `read_heldout` reads."""
+    head = "# Held out from training and used for the figures of the model card: image name, modality.\n"
+    path.write_text(head + "".join(f"{sample.name}\t{sample.modality}\n" for sample in samples))
 
 
 def choose_heldout(samples: Sequence[Sample], *, share: float, seed: int) -> list[Sample]:

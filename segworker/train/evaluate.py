@@ -9,7 +9,7 @@ import contextlib
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,20 +21,11 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
 from segworker.errors import PredictionError
+from segworker.models.protocol import Model
 from segworker.train.data import Sample
-from segworker.types import BoxMasks, InputSpec, Prediction
+from segworker.types import BoxMasks, Prediction
 
 MAX_DETECTIONS = 1000
-
-
-class Predictor(Protocol):
-    """The part of a model that is measured."""
-
-    spec: InputSpec
-
-    def predict(self, images_BCHW: Tensor, valid_BHW: Tensor) -> list[Prediction]:
-        """Return one prediction for each image."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +49,7 @@ class _Found:
     scores: NDArray[np.floating]
 
 
-def evaluate(model: Predictor, samples: Sequence[Sample]) -> dict[str, Scores]:
+def evaluate(model: Model, samples: Sequence[Sample]) -> dict[str, Scores]:
     """Measure a model on annotated images: over all of them, and for each modality.
 
     Args:
@@ -91,7 +82,9 @@ def paste(prediction: Prediction, shape_yx: tuple[int, int]) -> Iterator[NDArray
         yield _paste_one(box_xyxy, np.asarray(probs_MM, np.float32), shape_yx)
 
 
-def _paste_one(box_xyxy: NDArray[np.floating], probs_MM: NDArray[np.float32], shape_yx: tuple[int, int]) -> NDArray[np.bool_]:
+def _paste_one(
+    box_xyxy: NDArray[np.floating], probs_MM: NDArray[np.float32], shape_yx: tuple[int, int]
+) -> NDArray[np.bool_]:
     full = np.zeros(shape_yx, np.bool_)
     (top, bottom, rows), (left, right, cols) = (
         _axis(float(box_xyxy[1]), float(box_xyxy[3]), shape_yx[0]),
@@ -110,11 +103,12 @@ def _axis(low: float, high: float, size: int) -> tuple[int, int, Tensor]:
     return begin, max(begin, end), (centres - low) / max(high - low, 1e-6) * 2 - 1
 
 
-def _predict(model: Predictor, sample: Sample) -> _Found:
+def _predict(model: Model, sample: Sample) -> _Found:
     height, width = sample.labels_HW.shape
     stride = model.spec.stride
     padded = F.pad(
-        torch.from_numpy(sample.pixels_HWC.copy()).permute(2, 0, 1).float() / 255, (0, -width % stride, 0, -height % stride)
+        torch.from_numpy(sample.pixels_HWC.copy()).permute(2, 0, 1).float() / 255,
+        (0, -width % stride, 0, -height % stride),
     )
     valid = torch.zeros(padded.shape[1:], dtype=torch.bool)
     valid[:height, :width] = True

@@ -1,7 +1,7 @@
 """The training loop: any model with a `loss`, any source of batches; no Ray.
 
-A step depends on the seed and its number alone, so a run that was interrupted and resumed sees the batches that it would
-have seen.
+A step's batch depends on the seed and the step's number alone, so a run that was interrupted and resumed sees the
+batches that it would have seen.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class Trainer:
         images = images.to(self.device, memory_format=torch.channels_last)
         placed = [{name: value.to(self.device) for name, value in target.items()} for target in targets]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            losses: dict[str, Tensor] = self.model.loss(images, placed)  # type: ignore[operator]
+            losses: dict[str, Tensor] = self.model.loss(images, placed)
         return losses
 
     def save(self, path: Path) -> None:
@@ -186,5 +186,5 @@ def set_train_mode(model: nn.Module, *, freeze_norm: bool) -> None:
     """Put the model into training mode, its batch norms into inference mode where `freeze_norm`."""
     model.train()
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and freeze_norm:
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)) and freeze_norm:
             module.eval()

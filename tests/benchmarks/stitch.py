@@ -135,7 +135,8 @@ def print_quality(rows: Sequence[Row], *, header: bool = True) -> None:
 
 def print_header() -> None:
     """Print the head of the first table."""
-    names = "kind tool PQ-perfect PQ-noisy cut merged dupl. missed false wrong-welds faults-perfect s".split()
+    counts = ["cut", "merged", "dupl.", "missed", "false", "wrong welds", "faults perfect"]
+    names = ["kind", "tool", "PQ perfect", "PQ noisy", *counts, "s"]
     print("| " + " | ".join(names) + " |")
     print("|---" * len(names) + "|")
 

@@ -22,7 +22,7 @@ from segworker.io.delta import open_table
 from segworker.io.storage import open_storage
 from segworker.io.table import read_store_info
 
-PROMPT_S = 15
+PROMPT_S = 30
 
 
 @pytest.fixture(autouse=True)

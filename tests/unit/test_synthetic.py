@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
+import rasterio
 import torch
+from pycocotools.coco import COCO
+from rasterio import features
 from scipy import ndimage
 
 from segworker import masks, metrics
 from segworker.grid import Grid
-from segworker.synthetic import models
+from segworker.synthetic import models, paint
 from segworker.synthetic.noise import Noise, SeenTile, noisy_tiles, oracle_pairs, perfect_tiles
+from segworker.synthetic.render import sample
 from segworker.synthetic.scenes import KINDS, make_scene, split_objects
 from segworker.synthetic.truth import TruthScene, connected_components, label_components, visible_truth
 from segworker.synthetic.virtual import VirtualScene
@@ -245,3 +252,63 @@ def test_no_noise_is_no_noise() -> None:
         order_a, order_b = np.argsort(a.truth_ids), np.argsort(b.truth_ids)
         assert np.array_equal(np.sort(masks.areas_px(a.instances.runs)), np.sort(masks.areas_px(b.instances.runs)))
         assert np.array_equal(a.truth_ids[order_a], b.truth_ids[order_b])
+
+
+def read(path: Path, window: Window | None = None) -> np.ndarray:
+    with paint.unreferenced_allowed(), rasterio.open(path) as raster:
+        if window is None:
+            return raster.read()
+        return raster.read(window=rasterio.windows.Window(window.col_off, window.row_off, window.width, window.height))
+
+
+@pytest.mark.parametrize(
+    ("layout", "factory"),
+    [("classes", models.perfect), ("rgb", models.perfect_rgb), ("single", models.perfect_single)],
+)
+def test_painted_rasters_are_read_back(layout: str, factory: object, tmp_path: Path) -> None:
+    scene = make_scene("panoptic", 140, 1)
+    bands = read(paint.paint_scene(scene, tmp_path / "scene.tif", layout=layout)).astype(np.float32)
+    (prediction,) = factory().predict(torch.from_numpy(bands)[None], torch.ones((1, 140, 140), dtype=torch.bool))  # type: ignore[operator]
+    found = prediction.masks.labels_HW
+    assert np.array_equal(found > 0, scene.labels_HW > 0)
+    assert metrics.panoptic_quality(metrics.overlap_rasters(scene.labels_HW, found)).pq == 1.0
+    if layout == "classes":
+        assert np.array_equal(bands[2], np.where(found > 0, scene.class_ids[scene.labels_HW], scene.stuff_HW))
+
+
+def test_labels_too_large_for_a_layout() -> None:
+    labels = np.full((2, 2), 2**24)
+    with pytest.raises(ValueError, match="use 'classes'"):
+        paint.paint_bands(labels, layout="rgb")
+    assert paint.paint_bands(labels)[1, 0, 0] == 2**8
+
+
+def test_virtual_scenes_as_rasters(tmp_path: Path) -> None:
+    scene = VirtualScene(300, 220, 1, "city")
+    source = paint.paint_windows(
+        tmp_path / "city.tif", scene.labels, scene.class_ids, width=300, height=220, block_px=64
+    )
+    labels = scene.labels(Window(0, 0, 300, 220))
+    assert np.array_equal(read(source), paint.paint_bands(labels, scene.class_ids(labels)))
+    endless = paint.repeat_raster(tmp_path / "endless.vrt", source, width=1000, height=500)
+    assert np.array_equal(read(endless, Window(290, 210, 100, 100))[:, 10:, 10:], read(source)[:, :90, :90])
+    assert read(endless, Window(990, 490, 10, 10)).shape == (3, 10, 10)
+
+
+def test_sample_data_and_its_truth_agree(tmp_path: Path) -> None:
+    for path in sample(tmp_path, 3, size_px=256):
+        picture, labels = read(path), read(tmp_path / "truth" / path.name)[0]
+        assert picture.shape == (3, 256, 256)
+        assert picture.std() > 10
+        coco = COCO(tmp_path / "truth" / f"{path.stem}.json")
+        painted_again = np.zeros_like(labels)
+        for annotation in coco.anns.values():
+            painted_again[coco.annToMask(annotation) > 0] = annotation["id"]
+        assert np.array_equal(painted_again, labels)
+    with rasterio.open(tmp_path / "scenes" / "aerial.tif") as raster:
+        assert raster.crs.to_epsg() == 32636
+        transform = raster.transform
+    truth = json.loads((tmp_path / "truth" / "aerial.geojson").read_text())["features"]
+    shapes = [(f["geometry"], f["properties"]["label"]) for f in truth]
+    again = features.rasterize(shapes, (256, 256), transform=transform, dtype=np.int32)
+    assert np.array_equal(again, read(tmp_path / "truth" / "aerial.tif")[0])

@@ -10,7 +10,10 @@ __all__ = ["MaskRCNN", "build_resnet50"]
 
 for _name, _summary in (
     ("maskrcnn_resnet50_fpn", "Mask R-CNN, ResNet-50 FPN, as torchvision's COCO_V1 weights want it"),
-    ("maskrcnn_resnet50_fpn_v2", "Mask R-CNN, ResNet-50 FPN with torchvision's improved heads and recipe (COCO_V1 of v2)"),
+    (
+        "maskrcnn_resnet50_fpn_v2",
+        "Mask R-CNN, ResNet-50 FPN with torchvision's improved heads and recipe (COCO_V1 of v2)",
+    ),
 ):
     register(
         ModelEntry(

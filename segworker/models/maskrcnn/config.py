@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import TypeVar
 
 from segworker.errors import ConfigError
 
@@ -46,13 +46,13 @@ class MaskRCNNConfig:
     def __post_init__(self) -> None:
         if len(self.anchor_sizes_px) != len(self.body_stages):
             raise ValueError(
-                f"each level has its own anchors, got {len(self.anchor_sizes_px)} sets for {len(self.body_stages)} levels"
+                f"each level has its own anchors, got {len(self.anchor_sizes_px)} for {len(self.body_stages)} levels"
             )
 
     @property
     def stride(self) -> int:
         """Pixels that the deepest level sums up in one cell."""
-        return 2 ** (self.body_stages[-1] + 1)
+        return 1 << (self.body_stages[-1] + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,26 +76,34 @@ class ResNet50Options:
                 "check the model options"
             )
 
-    @classmethod
-    def parse(cls, options: Mapping[str, Any]) -> ResNet50Options:
-        """Return options from a job file's or a command line's values.
 
-        Raises:
-            ConfigError: an option it does not have, or a value that does not read as its type.
-        """
-        known = {field.name: type(field.default) for field in fields(cls)}
-        unknown = sorted(set(options) - set(known))
-        if unknown:
-            raise ConfigError(f"unknown model option {unknown[0]!r}; known are {', '.join(known)}")
-        return cls(**{name: _as_type(name, value, known[name]) for name, value in options.items()})
+_Options = TypeVar("_Options")
+_FLAGS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 
-def _as_type(name: str, value: Any, kind: type) -> Any:
-    if kind is tuple:
-        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else tuple(value)
-    if kind is bool and isinstance(value, str):
-        return value.strip().lower() in ("1", "true", "yes", "on")
+def parse_options(kind: type[_Options], options: Mapping[str, object]) -> _Options:
+    """Return a dataclass of options from a job file's or a command line's values.
+
+    Args:
+        kind: a dataclass, all of whose fields have defaults.
+        options: by field name; text is read as the type of the field's default.
+
+    Raises:
+        ConfigError: an option it does not have, or a value that does not read as its type.
+    """
+    known = {name: field.default for name, field in kind.__dataclass_fields__.items()}  # type: ignore[attr-defined]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ConfigError(f"unknown model option {unknown[0]!r}; known are {', '.join(known)}")
+    return kind(**{name: _as_type(name, value, type(known[name])) for name, value in options.items()})
+
+
+def _as_type(name: str, value: object, kind: type) -> object:
     try:
+        if kind is tuple:
+            return tuple(part.strip() for part in str(value).split(",")) if isinstance(value, str) else tuple(value)  # type: ignore[arg-type]
+        if kind is bool:
+            return _FLAGS[str(value).strip().lower()]
         return kind(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, KeyError) as error:
         raise ConfigError(f"model option {name} must be of type {kind.__name__}, got {value!r}") from error

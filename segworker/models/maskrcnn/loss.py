@@ -20,6 +20,9 @@ def detection_loss(
     """Return the named losses of a batch; their sum is what is minimised.
 
     Args:
+        backbone: images -> {level: features}; the only part that runs in lower precision under autocast.
+        rpn: torchvision's proposal network.
+        roi_heads: torchvision's heads, with masks.
         images_BCHW: normalised images, sides multiples of the model's stride.
         targets: one for each image: `boxes` (N, 4) float xyxy pixels, `labels` (N,) int64 from 1,
             `masks` (N, H, W) uint8. N may be 0.

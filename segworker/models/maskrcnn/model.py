@@ -82,7 +82,7 @@ class MaskRCNN(nn.Module):
         """Return what is seen in each tile; a tile's result does not depend on its batch mates.
 
         Args:
-            images_BCHW: float32, scaled as `spec.scaling` says, sides multiples of `spec.stride`, on the model's device.
+            images_BCHW: float32 on the model's device, scaled as `spec` says, sides multiples of `spec.stride`.
             valid_BHW: bool; invalid pixels are shown to the network as its mean colour.
         """
         found = self.detect(images_BCHW, valid_BHW)

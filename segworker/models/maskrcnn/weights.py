@@ -7,16 +7,15 @@ ordinary batch norms of eps 1e-5. Labels are the 91 raw COCO ids (background fir
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 from torch import nn
-from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights, maskrcnn_resnet50_fpn_v2
 from torchvision.models.detection import MaskRCNN as TorchvisionMaskRCNN
+from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights, maskrcnn_resnet50_fpn_v2
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
 from segworker.errors import ConfigError
-from segworker.models.maskrcnn.config import ResNet50Options
+from segworker.models.maskrcnn.config import ResNet50Options, parse_options
 from segworker.models.maskrcnn.model import MaskRCNN
 from segworker.types import Category, InputSpec
 
@@ -30,19 +29,17 @@ IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _NUM_COCO_LABELS = 91
 
 
-def build_resnet50(*, name: str, **options: Any) -> MaskRCNN:
+def build_resnet50(*, name: str, **options: object) -> MaskRCNN:
     """Return one of torchvision's two networks with random weights.
 
     Args:
         name: a key of `OFFICIAL_FILES`.
         options: fields of `ResNet50Options`.
     """
-    chosen = ResNet50Options.parse(options)
+    chosen = parse_options(ResNet50Options, options)
     heads = {"box_detections_per_img": chosen.detections, "box_score_thresh": chosen.score_threshold}
     if name == "maskrcnn_resnet50_fpn_v2":
-        network = maskrcnn_resnet50_fpn_v2(
-            weights=None, weights_backbone=None, num_classes=chosen.num_classes, trainable_backbone_layers=5, **heads
-        )
+        network = maskrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, num_classes=chosen.num_classes, **heads)
     else:
         norm = partial(FrozenBatchNorm2d, eps=0.0) if chosen.frozen_norm else nn.BatchNorm2d
         backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, norm_layer=norm, trainable_layers=5)

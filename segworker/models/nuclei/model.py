@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 from torchvision.models import resnet18
@@ -14,22 +16,35 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
-from segworker.models.maskrcnn.config import MaskRCNNConfig
+from segworker.models.maskrcnn.config import MaskRCNNConfig, parse_options
 from segworker.models.maskrcnn.model import MaskRCNN
-from segworker.models.nuclei.config import CATEGORIES, CONFIG, SPEC
+from segworker.models.nuclei.config import CATEGORIES, CONFIG, SPEC, NucleiOptions
 
 
 class _NoExtraLevel(ExtraFPNBlock):
     """Keeps the pyramid at the levels of the backbone (the default adds one of twice the stride)."""
 
     def forward(
-        self, results: list[torch.Tensor], x: list[torch.Tensor], names: list[str]
+        self,
+        results: list[torch.Tensor],
+        x: list[torch.Tensor],  # noqa: ARG002  # torchvision's interface
+        names: list[str],
     ) -> tuple[list[torch.Tensor], list[str]]:
         return results, names
 
 
-def build_nuclei(config: MaskRCNNConfig = CONFIG) -> MaskRCNN:
-    """Return the network with random weights (seed torch first for the same ones)."""
+def build_nuclei(**options: object) -> MaskRCNN:
+    """Return the network with random weights (seed torch first for the same ones).
+
+    Args:
+        options: fields of `NucleiOptions`.
+    """
+    chosen = parse_options(NucleiOptions, options)
+    return build_compact(replace(CONFIG, detections=chosen.detections, score_threshold=chosen.score_threshold))
+
+
+def build_compact(config: MaskRCNNConfig) -> MaskRCNN:
+    """Return a network of the given sizes."""
     return MaskRCNN(
         build_backbone(config),
         build_rpn(config),
@@ -45,9 +60,8 @@ def build_backbone(config: MaskRCNNConfig) -> nn.Module:
     """Return ResNet-18 without its last stage, with a feature pyramid on top."""
     layers = {f"layer{stage}": str(level) for level, stage in enumerate(config.body_stages)}
     channels = [64 * 2 ** (stage - 1) for stage in config.body_stages]
-    return BackboneWithFPN(
-        resnet18(weights=None), layers, channels, config.fpn_channels, _NoExtraLevel(), norm_layer=nn.BatchNorm2d
-    )
+    pyramid: nn.Module = BackboneWithFPN(resnet18(weights=None), layers, channels, config.fpn_channels, _NoExtraLevel())
+    return pyramid
 
 
 def build_rpn(config: MaskRCNNConfig) -> RegionProposalNetwork:

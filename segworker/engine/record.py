@@ -1,0 +1,177 @@
+"""run.json, the authority on what a run did, and the summary that a person reads."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections import Counter
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from segworker.engine.cluster import Workers
+from segworker.engine.job import Job
+from segworker.engine.phase2 import SeamCounts, Stitched
+from segworker.io.failures import redact
+from segworker.io.storage import Storage, open_storage
+
+if TYPE_CHECKING:
+    from segworker.engine.run import Account
+
+MAX_LISTED = 1000
+"Failures listed in run.json; the counts are of all."
+PACKAGES = ("segworker", "ray", "torch", "torchvision", "numpy", "numba", "rasterio", "pyarrow", "deltalake", "shapely")
+
+
+def run_record(
+    job: Job,
+    workers: Workers,
+    account: Account,
+    stitched: Stitched,
+    counts: Mapping[str, Counter[str]],
+    pictures: list[str],
+    table_version: int,
+    exit_code: int,
+) -> dict[str, Any]:
+    """Write run.json and return what is in it. No secret of a configuration or a uri is recorded."""
+    common = job.common
+    objects: Counter[str] = sum(counts.values(), Counter())
+    record = {
+        "run_id": common.run_id,
+        "name": job.config.output.name,
+        "notes": job.config.output.notes,
+        "exit_code": exit_code,
+        "started_at": account.started_at.isoformat(),
+        "finished_at": datetime.now(UTC).isoformat(),
+        "store": redact(common.store_uri),
+        "table_version": table_version,
+        "table_crs": common.table_crs.label,
+        "keys": {"tile_key": common.tile_key, "stitch_key": common.stitch_key, "model": common.model.digest},
+        "counts": {
+            "scenes": len(job.scenes),
+            "failed_scenes": len(job.failures),
+            "tiles": job.num_tiles,
+            "tiles_predicted": account.tiles["done"],
+            "tiles_skipped": account.tiles["skipped"],
+            "tiles_reused": account.tiles["reused"],
+            "tiles_failed": account.tiles["failed"],
+            "instances": account.instances,
+            "features": sum(objects.values()),
+            "features_by_class": dict(sorted(objects.items())),
+            "parts": sum(g.part is not None for g in stitched.groups),
+            "coco_files": sum(g.coco is not None for g in stitched.groups),
+            "bytes_read": account.bytes_read,
+        },
+        "seconds": {k: round(v, 3) for k, v in account.seconds.items()},
+        "stage_cpu_seconds": {k: round(v, 3) for k, v in account.stage_seconds.items()},
+        "throughput": _throughput(job, account),
+        "seams": seam_quality(stitched.seams, sum((g.seams for g in stitched.groups), Counter()), common.categories),
+        "failed_scenes": [
+            {"scene_id": f.scene_id, "uri": redact(f.uri), "error": str(f.error)} for f in job.failures[:MAX_LISTED]
+        ],
+        "failed_tiles": [
+            {"scene_id": f.tile_id[0], "row": f.tile_id[1], "col": f.tile_id[2], "stage": f.stage, "error": f.error}
+            for f in account.failures[:MAX_LISTED]
+        ],
+        "outputs": {
+            "features": "features/",
+            "parts": [f"features/{g.part.path}" for g in stitched.groups if g.part is not None],
+            "coco": [g.coco for g in stitched.groups if g.coco is not None],
+            "overviews": pictures,
+        },
+        "workers": {"count": workers.count, "device": workers.device, "precision": workers.precision},
+        "configuration": job.config.record(),
+        "versions": versions(),
+    }
+    path = f"runs/{common.run_id}/run.json"
+    open_storage(common.store_uri).write(path, json.dumps(record, indent=2).encode())
+    return record
+
+
+def seam_quality(seams: SeamCounts, flags: Counter[str], categories: Mapping[int, Any]) -> dict[str, Any]:
+    """Return how far neighbouring tiles agreed on what both saw, overall and by class."""
+    by_class = {
+        categories[c].name: {
+            "seen_by_both_sides": seen,
+            "agreement": round(linked / seen, 4) if seen else None,
+            "mean_iou": round(seams.iou[c][1] / seams.iou[c][0], 4) if seams.iou.get(c, [0])[0] else None,
+        }
+        for c, (seen, linked) in sorted(seams.seen.items())
+    }
+    total = sum(s for s, _ in seams.seen.values())
+    links = sum(n for n, _ in seams.iou.values())
+    return {
+        "seen_by_both_sides": total,
+        "agreement": round(sum(n for _, n in seams.seen.values()) / total, 4) if total else None,
+        "mean_iou": round(sum(s for _, s in seams.iou.values()) / links, 4) if links else None,
+        "by_class": by_class,
+        "features": dict(sorted(flags.items())),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what results may depend on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # run from a working directory without installing
+            found[name] = "not installed"
+    return found
+
+
+def _throughput(job: Job, account: Account) -> dict[str, float]:
+    seconds = max(1e-9, account.seconds.get("total", 0.0))
+    predicted = max(1e-9, account.seconds.get("predict", 0.0))
+    pixels = sum(g.width * g.height for g in job.grids.values())
+    return {
+        "tiles_per_s": round(account.tiles["done"] / predicted, 3),
+        "mpx_per_s": round(pixels / 1e6 / seconds, 3),
+    }
+
+
+def summary_text(record: Mapping[str, Any], storage: Storage) -> str:
+    """Return the summary that ends a run."""
+    counts, seconds, outputs = record["counts"], record["seconds"], record["outputs"]
+    classes = ", ".join(f"{n:,} {name}" for name, n in counts["features_by_class"].items()) or "none"
+    tiles = ", ".join(
+        f"{counts[f'tiles_{key}']:,} {words}"
+        for key, words in (
+            ("predicted", "predicted"),
+            ("reused", "reused"),
+            ("skipped", "without data"),
+            ("failed", "failed"),
+        )
+        if counts[f"tiles_{key}"] or key == "predicted"
+    )
+    lines = [
+        f"run       {record['run_id']}",
+        f"scenes    {counts['scenes']:,}" + (f", {counts['failed_scenes']:,} failed" if counts["failed_scenes"] else ""),
+        f"tiles     {counts['tiles']:,} ({tiles})",
+        f"objects   {counts['features']:,} ({classes})",
+        f"seams     {_seam_line(record['seams'])}",
+        f"seconds   {seconds['total']:.1f} (predict {seconds.get('predict', 0):.1f}, stitch {seconds.get('stitch', 0):.1f})",
+        f"table     {storage.location('features')}",
+    ]
+    if outputs["coco"]:
+        more = f" and {len(outputs['coco']) - 1} more" if len(outputs["coco"]) > 1 else ""
+        lines.append(f"COCO      {storage.location(outputs['coco'][0])}{more}")
+    if outputs["overviews"]:
+        more = f" and {len(outputs['overviews']) - 1} more" if len(outputs["overviews"]) > 1 else ""
+        lines.append(f"overview  {storage.location(outputs['overviews'][0])}{more}")
+    lines.append(f"record    {storage.location('runs/' + record['run_id'] + '/run.json')}")
+    lines += [f"failed    {f['scene_id']}: {f['error']}" for f in record["failed_scenes"][:5]]
+    lines += [
+        f"failed    tile ({f['row']}, {f['col']}) of {f['scene_id']} in {f['stage']}: {f['error']}"
+        for f in record["failed_tiles"][:5]
+    ]
+    return "\n".join(lines)
+
+
+def _seam_line(seams: Mapping[str, Any]) -> str:
+    merged, cut = seams["features"].get("merged", 0), seams["features"].get("cut", 0)
+    if not seams["seen_by_both_sides"]:
+        return f"{merged:,} objects joined, {cut:,} cut"
+    iou = f", mean IoU {seams['mean_iou']:.2f}" if seams["mean_iou"] is not None else ""
+    return f"{seams['agreement']:.1%} of what two tiles saw agreed{iou}; {merged:,} objects joined, {cut:,} cut"

@@ -1,0 +1,121 @@
+"""Overview pictures: a scene, downsampled, with the outlines of its objects and its grid of cores.
+
+Pixels are read through overviews at the picture's size, outlines come from the committed table batch by batch: nothing
+of a scene's size is held.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from segworker.errors import SegworkerError
+from segworker.geo import reproject, to_scene_px
+from segworker.grid import Grid
+from segworker.io.raster import SceneReader
+from segworker.io.storage import Storage
+from segworker.io.table import iter_features
+from segworker.io.table_crs import TableCrs
+from segworker.types import InputSpec, Scene, Window
+
+MAX_SIDE_PX = 1600
+MIN_SIDE_PX = 512
+MAX_OUTLINES = 200_000
+"Beyond this many, objects smaller than a pixel of the picture are left out first, then the rest."
+COLOURS = ("#ffd400", "#00e5ff", "#ff4fd8", "#7cff4f", "#ff7a1a", "#b388ff", "#ffffff", "#ff3b30")
+GRID_COLOUR = (255, 255, 255, 70)
+_log = logging.getLogger(__name__)
+
+
+def draw_overviews(
+    storage: Storage, run_id: str, scenes: Sequence[Scene], grids: Mapping[str, Grid], table_crs: TableCrs
+) -> list[str]:
+    """Write a PNG for each scene; return their paths in the store. A scene that cannot be drawn is logged, not raised."""
+    paths = []
+    for scene in scenes:
+        try:
+            picture = draw_overview(storage, scene, grids[scene.scene_id], table_crs)
+        except (SegworkerError, OSError, ValueError) as error:
+            _log.warning("no overview of %s: %s", scene.scene_id, error)
+            continue
+        content = io.BytesIO()
+        picture.save(content, format="PNG", optimize=True)
+        path = f"runs/{run_id}/overview/{scene.scene_id}.png"
+        storage.write(path, content.getvalue())
+        paths.append(path)
+    return paths
+
+
+def draw_overview(storage: Storage, scene: Scene, grid: Grid, table_crs: TableCrs) -> Image.Image:
+    """Return the picture of one scene with the live features of the table."""
+    scale = _picture_scale(scene)
+    picture = _picture(scene, scale)
+    canvas = ImageDraw.Draw(picture, "RGBA")
+    for position in [grid.x.core(k)[0] for k in range(1, grid.x.count)] if grid.x.count <= 64 else []:
+        x = position / grid.scale * scale
+        canvas.line([(x, 0), (x, picture.height)], fill=GRID_COLOUR, width=1)
+    for position in [grid.y.core(k)[0] for k in range(1, grid.y.count)] if grid.y.count <= 64 else []:
+        y = position / grid.scale * scale
+        canvas.line([(0, y), (picture.width, y)], fill=GRID_COLOUR, width=1)
+    width = 2 if scale >= 1 else 1
+    drawn = 0
+    for batch in iter_features(storage, columns=["class_id", "geometry"], scene_ids=[scene.scene_id]):
+        shapes = shapely.from_wkb(batch["geometry"].to_numpy(zero_copy_only=False))
+        shapes = _to_picture(shapes, scene, table_crs, scale)
+        for shape, class_id in zip(shapes, batch["class_id"].to_pylist(), strict=True):
+            if drawn >= MAX_OUTLINES:
+                return picture
+            drawn += _draw(canvas, shape, COLOURS[(class_id - 1) % len(COLOURS)], width)
+    return picture
+
+
+def _picture_scale(scene: Scene) -> float:
+    longest = max(scene.width, scene.height)
+    if longest > MAX_SIDE_PX:
+        return MAX_SIDE_PX / longest
+    return float(max(1, min(4, MIN_SIDE_PX * 2 // longest)))
+
+
+def _picture(scene: Scene, scale: float) -> Image.Image:
+    """Return the scene's pixels at the picture's scale, stretched between their 1st and 99th percentiles."""
+    grid = Grid.of_scene(scene, tile_px=MAX_SIDE_PX * 2, overlap_px=0, scale=min(scale, 1.0))
+    with SceneReader(scene, scale=grid.scale, spec=InputSpec(num_bands=3)) as reader:
+        pixels, valid = reader.read_window(Window(0, 0, grid.width, grid.height))
+    image = Image.fromarray(_stretched(pixels, valid))
+    if scale > 1:
+        image = image.resize((round(grid.width * scale), round(grid.height * scale)), Image.Resampling.NEAREST)
+    return image
+
+
+def _stretched(pixels: NDArray[np.generic], valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    values = np.moveaxis(pixels.astype(np.float32), 0, -1)
+    if pixels.dtype != np.uint8 and valid.any():
+        low, high = np.nanpercentile(values[valid], [1, 99])
+        values = (values - low) / max(float(high - low), 1e-9) * 255
+    values[~valid] = 0
+    return np.nan_to_num(np.clip(values, 0, 255)).astype(np.uint8)
+
+
+def _to_picture(
+    shapes: NDArray[np.object_], scene: Scene, table_crs: TableCrs, scale: float
+) -> NDArray[np.object_]:
+    if scene.crs is not None and table_crs.wkt is not None:
+        shapes = to_scene_px(reproject(shapes, table_crs.wkt, scene.crs), scene.transform)
+    return np.asarray(shapely.transform(shapes, lambda xy: xy * scale), dtype=object)
+
+
+def _draw(canvas: ImageDraw.ImageDraw, shape: shapely.Geometry, colour: str, width: int) -> int:
+    """Draw a polygon's rings; return 1 where it is large enough to be seen."""
+    left, top, right, bottom = shapely.bounds(shape)
+    if right - left < 0.5 and bottom - top < 0.5:
+        canvas.point([(left, top)], fill=colour)
+        return 0
+    for ring in shapely.get_rings(shape):
+        canvas.line([tuple(point) for point in shapely.get_coordinates(ring).tolist()], fill=colour, width=width)
+    return 1
