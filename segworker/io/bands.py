@@ -45,7 +45,7 @@ class BandPlan:
             weights = LUMINANCE.astype(np.result_type(pixels.dtype, np.float32))
             grey = weights[0] * pixels[0] + weights[1] * pixels[1] + weights[2] * pixels[2]
             whole = np.issubdtype(pixels.dtype, np.integer)
-            return (np.rint(grey) if whole else grey).astype(pixels.dtype)[None]
+            return np.asarray((np.rint(grey) if whole else grey).astype(pixels.dtype)[None])
         return pixels
 
 

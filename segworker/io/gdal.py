@@ -50,6 +50,9 @@ _OPTIONS = {
     "GDAL_HTTP_LOW_SPEED_LIMIT": "1",
 }
 
+_SIGNED = {"AWS_NO_SIGN_REQUEST": "NO"}
+"rasterio keeps what it finds in the environment when it first looks; say it each time."
+
 
 def gdal_path(uri: str) -> str:
     """Return what GDAL opens for a local path, file://, s3:// or http(s):// URI; SceneError for other schemes."""
@@ -87,8 +90,7 @@ def gdal_environment(uri: str, *, side_files: bool) -> Iterator[None]:
         return
     variables = tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith("AWS_")))
     session, aws = _s3_access(variables, int(time.monotonic() / _ACCESS_S))
-    with rasterio.Env(session=session, **(aws | options)) as env:
-        env.credentialize()
+    with rasterio.Env(session=session, **(_SIGNED | aws | options)):
         yield
 
 

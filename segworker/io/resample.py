@@ -15,6 +15,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from segworker.jit import kernel
+
 Pixels: TypeAlias = NDArray[np.generic]
 Valid: TypeAlias = NDArray[np.bool_]
 
@@ -80,26 +82,50 @@ def resample(pixels: Pixels, valid: Valid, x: Taps, y: Taps) -> tuple[Pixels, Va
         (C, len(y), len(x)) in the dtype of `pixels`, integers rounded; 0 where nothing valid is near. And (h, w) valid.
     """
     wide = np.float32 if pixels.dtype.itemsize <= 2 or pixels.dtype == np.float32 else np.float64
-    weight = valid.astype(wide)
-    total = np.stack([*(band.astype(wide) * weight for band in pixels), weight])
-    total = _weighted(total, x.indices - x.span[0], x.weights.astype(wide), axis=2)
-    total = _weighted(total, y.indices - y.span[0], y.weights.astype(wide), axis=1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean = np.where(total[-1] > 0, total[:-1] / total[-1], wide(0))
-    kept = valid[np.ix_(y.nearest - y.span[0], x.nearest - x.span[0])]
-    return _as_dtype(mean, pixels.dtype), kept
+    left, top = x.span[0], y.span[0]
+    sums = np.zeros((len(pixels) + 1, pixels.shape[1], len(x.nearest)), wide)
+    _sum_along_rows(np.ascontiguousarray(pixels, wide), valid, x.indices - left, x.weights.astype(wide), sums)
+    mean = np.zeros((len(pixels), len(y.nearest), len(x.nearest)), wide)
+    _mean_along_columns(sums, y.indices - top, y.weights.astype(wide), mean)
+    return _as_dtype(mean, pixels.dtype), valid[np.ix_(y.nearest - top, x.nearest - left)]
 
 
-def _weighted(values: NDArray[Any], indices: NDArray[np.int64], weights: NDArray[Any], *, axis: int) -> NDArray[Any]:
-    shape = (-1, 1) if axis == 1 else (1, -1)
-    total = np.take(values, indices[:, 0], axis=axis) * weights[:, 0].reshape(shape)
-    for k in range(1, indices.shape[1]):
-        total += np.take(values, indices[:, k], axis=axis) * weights[:, k].reshape(shape)
-    return total
+@kernel
+def _sum_along_rows(
+    pixels: NDArray[Any], valid: Valid, indices: NDArray[np.int64], weights: NDArray[Any], sums: NDArray[Any]
+) -> None:
+    """Add up (C + 1, h, W): the weighted valid pixels of each band, and at last the weights themselves."""
+    num_bands, height, _ = pixels.shape
+    width, num_taps = indices.shape
+    for row in range(height):
+        for col in range(width):
+            for k in range(num_taps):
+                source = indices[col, k]
+                if valid[row, source]:
+                    sums[num_bands, row, col] += weights[col, k]
+                    for band in range(num_bands):
+                        sums[band, row, col] += weights[col, k] * pixels[band, row, source]
+
+
+@kernel
+def _mean_along_columns(
+    sums: NDArray[Any], indices: NDArray[np.int64], weights: NDArray[Any], mean: NDArray[Any]
+) -> None:
+    """Fill (C, H, W): the weighted sums of the rows over their weights; what has no weight stays 0."""
+    num_bands, _, width = mean.shape
+    total = np.empty((num_bands + 1, width), mean.dtype)
+    for row in range(len(indices)):
+        total[:] = 0
+        for k in range(indices.shape[1]):
+            total += weights[row, k] * sums[:, indices[row, k], :]
+        for band in range(num_bands):
+            for col in range(width):
+                if total[num_bands, col] > 0:
+                    mean[band, row, col] = total[band, col] / total[num_bands, col]
 
 
 def _as_dtype(values: NDArray[Any], dtype: np.dtype[Any]) -> Pixels:
     if np.issubdtype(dtype, np.integer):
         info = np.iinfo(dtype)
-        return np.clip(np.rint(values), info.min, info.max).astype(dtype)
-    return values.astype(dtype)
+        values = np.clip(np.rint(values), info.min, info.max)
+    return np.asarray(values.astype(dtype))

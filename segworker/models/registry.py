@@ -113,7 +113,7 @@ def load_model(ref: str, *, weights: Weights | None = None, options: Mapping[str
 
 
 def model_digest(
-    ref: str, *, weights: Weights | None = None, options: Mapping[str, Any] | None = None, model: Model | None = None
+    ref: str, *, weights: Weights | None = None, options: Mapping[str, Any] | None = None, model: object = None
 ) -> str:
     """Return 64 hex digits that change whenever predictions may: for the keys of durable work.
 

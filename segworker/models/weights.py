@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -62,7 +63,9 @@ def _is_safetensors(content: bytes) -> bool:
 
 def _load_pth(content: bytes, label: str) -> object:
     try:
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols; what matters is raised
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError,
             TypeError, ImportError, zipfile.BadZipFile) as error:  # fmt: skip  # what broken and hostile pickles raise
         first = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__

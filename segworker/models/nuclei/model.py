@@ -60,7 +60,8 @@ def build_backbone(config: MaskRCNNConfig) -> nn.Module:
     """Return ResNet-18 without its last stage, with a feature pyramid on top."""
     layers = {f"layer{stage}": str(level) for level, stage in enumerate(config.body_stages)}
     channels = [64 * 2 ** (stage - 1) for stage in config.body_stages]
-    pyramid: nn.Module = BackboneWithFPN(resnet18(weights=None), layers, channels, config.fpn_channels, _NoExtraLevel())
+    body, top = resnet18(weights=None), _NoExtraLevel()
+    pyramid: nn.Module = BackboneWithFPN(body, layers, channels, config.fpn_channels, top, norm_layer=nn.BatchNorm2d)
     return pyramid
 
 
