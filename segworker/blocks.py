@@ -45,7 +45,7 @@ class TileRange:
     whole: bool
     "Whether these are all tiles of the scene."
 
-    def keys(self) -> Iterator[tuple[int, int]]:
+    def tile_keys(self) -> Iterator[tuple[int, int]]:
         """Yield (row, column) of each tile in row order."""
         for row in range(self.row_start, self.row_stop):
             for col in range(self.col_start, self.col_stop):
@@ -68,7 +68,7 @@ class TileRange:
 
     def tiles(self, grid: Grid) -> Iterator[Tile]:
         """Yield the tiles."""
-        for row, col in self.keys():
+        for row, col in self.tile_keys():
             yield grid.tile(row, col)
 
 
@@ -132,7 +132,16 @@ def _all(grid: Grid) -> TileRange:
 
 def _block(parts: Sequence[tuple[SceneGrid, TileRange]]) -> tuple[str, tuple[TileRange, ...]]:
     told = [
-        [s.identity, s.grid.width, s.grid.height, s.grid.tile_px, s.grid.overlap_px, s.grid.scale, r.row_start, r.col_start]
+        [
+            s.identity,
+            s.grid.width,
+            s.grid.height,
+            s.grid.tile_px,
+            s.grid.overlap_px,
+            s.grid.scale,
+            r.row_start,
+            r.col_start,
+        ]
         for s, r in parts
     ]
     key = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:24]

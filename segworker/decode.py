@@ -98,7 +98,9 @@ def _check(prediction: Prediction, tile: Tile, class_ids: Collection[int]) -> No
         if not np.isfinite(values).all():
             raise PredictionError(f"{name} must be finite, got NaN or infinity in {where}; check weights and precision")
     if len(prediction) and (prediction.scores.min() < 0 or prediction.scores.max() > 1):
-        raise PredictionError(f"scores must lie in 0..1, got {prediction.scores.min()}..{prediction.scores.max()} in {where}")
+        raise PredictionError(
+            f"scores must lie in 0..1, got {prediction.scores.min()}..{prediction.scores.max()} in {where}"
+        )
     unknown = sorted(set(np.unique(prediction.class_ids).tolist()) - set(class_ids))
     if unknown:
         raise PredictionError(
@@ -134,7 +136,9 @@ def _mask_runs(prediction: Prediction, window: Window) -> Runs:
     if isinstance(found, LabelMasks):
         return masks.runs_from_labels(found.labels_HW, n, window=window)
     if isinstance(found, CroppedMasks):
-        return Runs.concatenate([_placed(m, corner, window) for m, corner in zip(found.masks, found.corners_xy, strict=True)])
+        return Runs.concatenate(
+            [_placed(m, corner, window) for m, corner in zip(found.masks, found.corners_xy, strict=True)]
+        )
     boxes = prediction.boxes_xyxy.astype(np.float32)
     if isinstance(found, BoxMasks):
         size = found.probs_NMM.shape[1:]
@@ -151,7 +155,9 @@ def _placed(mask: NDArray[np.bool_], corner_xy: NDArray[np.integer], window: Win
     height, width = mask.shape
     labels = np.ascontiguousarray(mask, dtype=np.int32)
     counts = masks.runs_from_labels(labels, 1, window=Window(0, 0, width, height))
-    return Runs(counts.rows + np.int32(row), counts.starts + np.int32(col), counts.stops + np.int32(col), counts.offsets)
+    return Runs(
+        counts.rows + np.int32(row), counts.starts + np.int32(col), counts.stops + np.int32(col), counts.offsets
+    )
 
 
 def _far_around(boxes: F32) -> F32:
@@ -185,7 +191,9 @@ def _sampled(values: F32, shapes: NDArray[np.int64], frames: F32, boxes: F32, wi
     pixels[:, :2] = np.clip(np.floor(boxes[:, :2]), 0, (width, height))
     pixels[:, 2:] = np.clip(np.ceil(boxes[:, 2:]), 0, (width, height))
     rows, starts, stops, offsets = _sample_kernel(values, shapes, frames, pixels)
-    return Runs(rows + np.int32(window.row_off), starts + np.int32(window.col_off), stops + np.int32(window.col_off), offsets)
+    return Runs(
+        rows + np.int32(window.row_off), starts + np.int32(window.col_off), stops + np.int32(window.col_off), offsets
+    )
 
 
 @kernel
@@ -239,7 +247,9 @@ def _bilinear(values: F32, base: int, h: int, w: int, fy: float, fx: float) -> f
 def _keep_valid(runs: Runs, valid_HW: NDArray[np.bool_], window: Window) -> Runs:
     """Return the masks without their invalid pixels."""
     valid = np.ascontiguousarray(valid_HW)
-    return Runs(*_keep_valid_kernel(runs.rows, runs.starts, runs.stops, runs.offsets, valid, window.row_off, window.col_off))
+    return Runs(
+        *_keep_valid_kernel(runs.rows, runs.starts, runs.stops, runs.offsets, valid, window.row_off, window.col_off)
+    )
 
 
 @kernel

@@ -37,7 +37,7 @@ def runs_from_mask(mask_HW: NDArray[np.bool_], *, window: Window) -> Runs:
 
 
 def labels_from_runs(runs: Runs, *, window: Window, labels: NDArray[np.integer] | None = None) -> I32:
-    """Paint masks into a new (H, W) int32 image of `window`: mask i as labels[i] (default i + 1), later over earlier."""
+    """Paint masks into a (H, W) int32 image of `window`: mask i as labels[i] (default i + 1), later over earlier."""
     values = np.arange(1, len(runs) + 1, dtype=np.int32) if labels is None else labels.astype(np.int32)
     image = np.zeros(window.shape_yx, np.int32)
     order = np.arange(len(runs), dtype=np.int64)

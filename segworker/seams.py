@@ -193,7 +193,7 @@ def _common(a: Fragments, b: Fragments, strip: Window, trusted: Window) -> tuple
 
 
 @kernel
-def _fragment_kernel(
+def _fragment_kernel(  # noqa: C901 - one pass over the runs, which a kernel cannot split without copies
     rows: I32, starts: I32, stops: I32, offsets: I64, zones: I64
 ) -> tuple[I64, I32, I32, I32, I64, I64]:
     zone, trusted = zones[0], zones[1]

@@ -7,10 +7,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 
 from segworker.config import JobConfig
+from segworker.engine.job import Precision
 from segworker.errors import ConfigError
 
 
@@ -24,7 +26,7 @@ class Workers:
     threads: int
     "Torch threads of each: Ray allows its workers one only, so it is set."
     device: str
-    precision: str
+    precision: Precision
 
 
 @contextmanager
@@ -34,7 +36,7 @@ def cluster(config: JobConfig) -> Iterator[None]:
         yield
         return
     address = config.engine.address or os.environ.get("RAY_ADDRESS")
-    quiet = {"log_to_driver": config.engine.log_level == "debug", "logging_level": logging.ERROR}
+    quiet: dict[str, Any] = {"log_to_driver": config.engine.log_level == "debug", "logging_level": logging.ERROR}
     if address in (None, "local"):
         # Ray would run every worker through `uv run` where the driver was: slow, and it may ask the network.
         os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
@@ -44,16 +46,23 @@ def cluster(config: JobConfig) -> Iterator[None]:
         try:
             ray.init(address=address, **quiet)
         except (ConnectionError, RuntimeError) as error:
-            raise ConfigError(f"--address must be a running Ray cluster, got {address!r} ({error}); start it") from error
+            raise ConfigError(
+                f"--address must be a running Ray cluster, got {address!r} ({error}); start it"
+            ) from error
     try:
         yield
     finally:
         ray.shutdown()
 
 
+def cluster_resources() -> dict[str, float]:
+    """Return what the cluster has, by resource name."""
+    return dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
+
+
 def choose_workers(config: JobConfig) -> Workers:
     """Size the pool from the flags and what the cluster has: a process for each GPU, else one for every four CPUs."""
-    resources = ray.cluster_resources()
+    resources = cluster_resources()
     cpus, gpus = int(resources.get("CPU", 1)), resources.get("GPU", 0.0)
     use_gpu = config.model.device != "cpu" and gpus > 0
     gpus_each = config.engine.gpus_per_worker if config.engine.gpus_per_worker is not None else float(use_gpu)
@@ -61,7 +70,7 @@ def choose_workers(config: JobConfig) -> Workers:
         raise ConfigError(f"a worker needs {gpus_each:g} GPUs, got {gpus:g} in the cluster; lower --gpus-per-worker")
     fitting = int(gpus / gpus_each) if gpus_each else max(1, cpus // 4)
     count = config.engine.workers or max(1, fitting)
-    precision = "fp32" if config.model.precision == "auto" else config.model.precision
+    precision: Precision = "fp32" if config.model.precision == "auto" else config.model.precision
     device = "cuda" if gpus_each else ("cpu" if config.model.device == "auto" else config.model.device)
     cpus_each = 1.0 if cpus > count else cpus / (2 * count)  # readers and decoders need a CPU beside them
     return Workers(count, cpus_each, gpus_each, max(1, cpus // count), device, precision)

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
 
 import numpy as np
 import shapely
@@ -27,6 +28,7 @@ from segworker.sources.identity import scene_identity
 from segworker.stitch import StitchOptions
 from segworker.types import Category, InputSpec, Scene
 
+Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
 SHARD_FORMAT = 1
 "Raised when shards of older code must not be used any more."
 
@@ -143,9 +145,11 @@ def make_job(config: JobConfig, model: ModelFacts, run_id: str) -> Job:
         spec=model.spec,
     )
     failures = list(found.failures)
-    table_crs = decide_table_crs(
-        config.output.table_crs, info.table_crs if info else None, [s.crs for s in found.scenes]
-    ) if found.scenes else TableCrs("pixel", None)
+    table_crs = (
+        decide_table_crs(config.output.table_crs, info.table_crs if info else None, [s.crs for s in found.scenes])
+        if found.scenes
+        else TableCrs("pixel", None)
+    )
     scenes: dict[str, Scene] = {}
     grids: dict[str, Grid] = {}
     for scene in found.scenes:
@@ -159,10 +163,7 @@ def make_job(config: JobConfig, model: ModelFacts, run_id: str) -> Job:
     common = _common(config, model, run_id, table_crs, aoi, tile, overlap)
     pixel_bytes = model.spec.num_bands
     blocks = plan_blocks(
-        [
-            SceneGrid(grids[i], scene_identity(s), pixel_bytes * np.dtype(s.dtype).itemsize)
-            for i, s in scenes.items()
-        ]
+        [SceneGrid(grids[i], scene_identity(s), pixel_bytes * np.dtype(s.dtype).itemsize) for i, s in scenes.items()]
     )
     return Job(config, common, scenes, grids, tuple(blocks), tuple(sorted(failures, key=lambda f: f.scene_id)))
 
@@ -177,9 +178,7 @@ def _tile_and_overlap(config: JobConfig, spec: InputSpec) -> tuple[int, int]:
     return tile, overlap
 
 
-def _grid_of(
-    scene: Scene, config: JobConfig, spec: InputSpec, table_crs: TableCrs, tile: int, overlap: int
-) -> Grid:
+def _grid_of(scene: Scene, config: JobConfig, spec: InputSpec, table_crs: TableCrs, tile: int, overlap: int) -> Grid:
     refusal = table_crs.refusal(scene.crs)
     if refusal:
         raise SceneError(f"{scene.scene_id}: {refusal}")
@@ -236,7 +235,16 @@ def _common(
         "aoi": aoi_text,
     }
     tile_key = _digest(told)
-    stitch_key = _digest([tile_key, repr(options), str(config.stitch.min_area), str(config.stitch.max_area), config.stitch.simplify, table_crs.wkt])
+    stitch_key = _digest(
+        [
+            tile_key,
+            repr(options),
+            str(config.stitch.min_area),
+            str(config.stitch.max_area),
+            config.stitch.simplify,
+            table_crs.wkt,
+        ]
+    )
     return Common(
         store_uri=config.output.output,
         run_id=run_id,

@@ -6,20 +6,24 @@ the next one needs. Ray Data's own checkpoints and writers are not used: docs/de
 
 from __future__ import annotations
 
+import logging
 import pickle
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 
 from segworker.engine.cluster import Workers
-from segworker.engine.job import BlockTask, Common
+from segworker.engine.job import BlockTask, Common, ModelFacts, Precision
 from segworker.engine.tiles import BlockReceipt, BlockWork, decode_block, read_block
 
-__all__ = ["predict_blocks"]
-Row = dict[str, Any]
+MAX_RESTARTS = 16
+"Of one predictor process that dies."
+MAX_RETRIES = 2
+"Of one block whose predictor died under it."
+Row: TypeAlias = dict[str, Any]
 
 
 def predict_blocks(tasks: Sequence[BlockTask], common: Common, workers: Workers) -> Iterator[BlockReceipt]:
@@ -27,26 +31,28 @@ def predict_blocks(tasks: Sequence[BlockTask], common: Common, workers: Workers)
     if not tasks:
         return
     context = DataContext.get_current()
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context.enable_progress_bars = False
+    context.max_errored_blocks = -1
     context.print_on_execution_start = False
     context.target_max_block_size = None
     context.execution_options.preserve_order = False
     context.execution_options.verbose_progress = False
     shared = ray.put(common)
     rows = [{"task": pickle.dumps(task)} for task in tasks]
-    stages = (
-        ray.data.from_items(rows, override_num_blocks=len(rows))
-        .map(_read, fn_kwargs={"shared": shared}, compute=TaskPoolStrategy(), num_cpus=1)
-        .map(
-            _Predict,
-            fn_constructor_args=(shared, workers.precision, workers.device, workers.threads),
-            compute=ActorPoolStrategy(size=workers.count),
-            num_cpus=workers.cpus_each,
-            num_gpus=workers.gpus_each or None,
-        )
-        .map(_decode, fn_kwargs={"shared": shared}, compute=TaskPoolStrategy(), num_cpus=1)
+    plan: Any = ray.data.from_items(rows, override_num_blocks=len(rows))
+    plan = plan.map(_read, fn_kwargs={"shared": shared}, compute=TaskPoolStrategy(), num_cpus=1)
+    plan = plan.map(
+        _Predict,
+        fn_constructor_args=(common.model, workers.precision, workers.device, workers.threads),
+        compute=ActorPoolStrategy(size=workers.count),
+        num_cpus=workers.cpus_each,
+        num_gpus=workers.gpus_each or None,
+        max_restarts=MAX_RESTARTS,  # Ray Data's own default is without end; it also keeps readers out of the actor
+        max_task_retries=MAX_RETRIES,
     )
-    for row in stages.iter_rows():
+    plan = plan.map(_decode, fn_kwargs={"shared": shared}, compute=TaskPoolStrategy(), num_cpus=1)
+    for row in plan.iter_rows():
         yield pickle.loads(row["receipt"])
 
 
@@ -55,10 +61,10 @@ def _read(row: Row, shared: ray.ObjectRef[Common]) -> Row:
 
 
 class _Predict:
-    def __init__(self, shared: ray.ObjectRef[Common], precision: str, device: str, threads: int) -> None:
-        from segworker.engine.predictor import Predictor
+    def __init__(self, facts: ModelFacts, precision: Precision, device: str, threads: int) -> None:
+        from segworker.engine.predictor import Predictor  # torch is for this process alone
 
-        self.predictor = Predictor(_got(shared).model, precision=precision, device=device, threads=threads)
+        self.predictor = Predictor(facts, precision=precision, device=device, threads=threads)
 
     def __call__(self, row: Row) -> Row:
         work: BlockWork = pickle.loads(row["work"])

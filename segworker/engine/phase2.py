@@ -15,6 +15,7 @@ import numpy as np
 import ray
 
 from segworker.blocks import Block, TileRange
+from segworker.engine.cluster import cluster_resources
 from segworker.engine.job import BlockTask, Common, Job, with_grid_limits
 from segworker.engine.writing import GroupResult, finish, write_group
 from segworker.grid import Grid
@@ -123,7 +124,7 @@ def _grouped(blocks: Sequence[Block], sizes: Mapping[int, int], limit: int) -> I
 
 def _in_order(function: Any, arguments: Sequence[tuple[Any, ...]], num_returns: int = 1) -> Iterator[Any]:
     """Call a remote function with each of the arguments, a bounded number at a time; yield results in order."""
-    limit = max(2, MAX_IN_FLIGHT * int(ray.cluster_resources().get("CPU", 1)))
+    limit = max(2, MAX_IN_FLIGHT * int(cluster_resources().get("CPU", 1)))
     pending: list[Any] = []
     for k, argument in enumerate(arguments):
         pending.append(function.remote(*argument))
@@ -295,9 +296,7 @@ def _stitch_large(
         tell(sum(tasks[b].block.num_tiles for b in group))
 
 
-def _rings(
-    common: Common, tasks: Sequence[BlockTask], grid: Grid
-) -> list[list[tuple[str, list[TileKey]]]]:
+def _rings(common: Common, tasks: Sequence[BlockTask], grid: Grid) -> list[list[tuple[str, list[TileKey]]]]:
     """Return for each block where the tiles around it are: shard paths and tile keys."""
     corners = {(t.block.ranges[0].row_start, t.block.ranges[0].col_start): t for t in tasks}
     rows = sorted({key[0] for key in corners})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from segworker.engine.job import ModelFacts
+from segworker.engine.job import ModelFacts, Precision
 from segworker.engine.tiles import Batch, BlockWork, TileFailure, scaled
 from segworker.errors import PredictionError
 from segworker.io.storage import open_storage
@@ -41,7 +41,7 @@ def describe_model(ref: str, options: dict[str, object], weights: str | None) ->
 class Predictor:
     """A loaded model on its device."""
 
-    def __init__(self, facts: ModelFacts, *, precision: str, device: str, threads: int) -> None:
+    def __init__(self, facts: ModelFacts, *, precision: Precision, device: str, threads: int) -> None:
         torch.set_num_threads(threads)
         self.device = choose_device(device)
         self.precision = precision
@@ -81,7 +81,7 @@ class Predictor:
 
     def _call(self, batch: Batch, indices: list[int]) -> list[Prediction]:
         images, valid = scaled(batch, indices)
-        found = predict_arrays(self.model, images, valid, device=self.device, precision=self.precision)  # type: ignore[arg-type]
+        found = predict_arrays(self.model, images, valid, device=self.device, precision=self.precision)
         for prediction in found:
             if not isinstance(prediction, Prediction):
                 raise PredictionError(f"predict() returns Predictions, got {type(prediction).__name__}; fix the model")

@@ -13,7 +13,9 @@ EVERY_S = 0.5
 class Progress:
     """Counts tiles and objects of one phase. Use it as a context manager."""
 
-    def __init__(self, what: str, total: int, *, mode: Literal["auto", "on", "off"], stream: TextIO | None = None) -> None:
+    def __init__(
+        self, what: str, total: int, *, mode: Literal["auto", "on", "off"], stream: TextIO | None = None
+    ) -> None:
         self.what, self.total = what, total
         self.stream = stream or sys.stderr
         self.live = self.stream.isatty()
@@ -24,7 +26,9 @@ class Progress:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._show(end="\n")
 
     def add(self, tiles: int, num_objects: int = 0) -> None:

@@ -37,7 +37,7 @@ def run_record(
     """Write run.json and return what is in it. No secret of a configuration or a uri is recorded."""
     common = job.common
     objects: Counter[str] = sum(counts.values(), Counter())
-    record = {
+    record: dict[str, Any] = {
         "run_id": common.run_id,
         "name": job.config.output.name,
         "notes": job.config.output.notes,
@@ -145,13 +145,14 @@ def summary_text(record: Mapping[str, Any], storage: Storage) -> str:
         )
         if counts[f"tiles_{key}"] or key == "predicted"
     )
+    failed = f", {counts['failed_scenes']:,} failed" if counts["failed_scenes"] else ""
     lines = [
         f"run       {record['run_id']}",
-        f"scenes    {counts['scenes']:,}" + (f", {counts['failed_scenes']:,} failed" if counts["failed_scenes"] else ""),
+        f"scenes    {counts['scenes']:,}{failed}",
         f"tiles     {counts['tiles']:,} ({tiles})",
         f"objects   {counts['features']:,} ({classes})",
         f"seams     {_seam_line(record['seams'])}",
-        f"seconds   {seconds['total']:.1f} (predict {seconds.get('predict', 0):.1f}, stitch {seconds.get('stitch', 0):.1f})",
+        f"seconds   {seconds['total']:.1f} ({', '.join(f'{k} {seconds[k]:.1f}' for k in ('predict', 'stitch'))})",
         f"table     {storage.location('features')}",
     ]
     if outputs["coco"]:

@@ -22,13 +22,13 @@ from segworker.engine.progress import Progress
 from segworker.engine.record import run_record, summary_text
 from segworker.engine.tiles import BlockReceipt, TileFailure
 from segworker.errors import ExitCode, SceneError, SegworkerError
-from segworker.io.commit import COMMIT_COLUMNS, commit_run, features_version
+from segworker.io.commit import commit_run, features_version
 from segworker.io.failures import redact
 from segworker.io.ids import reserve_scene_numbers
 from segworker.io.shards import durable_blocks
 from segworker.io.storage import open_storage
 from segworker.report.overview import draw_overviews
-from segworker.schema import SCENES
+from segworker.schema import COMMIT_COLUMNS, SCENES
 from segworker.sources.find import SceneFailure
 
 _log = logging.getLogger(__name__)
@@ -109,7 +109,8 @@ def run(config: JobConfig) -> RunSummary:
     )
     account.seconds["commit"] = time.perf_counter() - begin
     begin = time.perf_counter()
-    pictures = draw_overviews(storage, run_id, list(job.scenes.values())[: config.output.overview], job.grids, job.common.table_crs)
+    shown = list(job.scenes.values())[: config.output.overview]
+    pictures = draw_overviews(storage, run_id, shown, job.grids, job.common.table_crs)
     account.seconds["overview"] = time.perf_counter() - begin
     return _finish(job, workers, account, stitched, counts, pictures, commit.features_version)
 
@@ -151,7 +152,7 @@ def _all_failed(job: Job, number: int) -> list[TileFailure]:
     return [
         TileFailure((part.scene_id, *key), "predict", "the worker died", "")
         for part in job.blocks[number].ranges
-        for key in part.keys()
+        for key in part.tile_keys()
     ]
 
 

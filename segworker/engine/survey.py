@@ -43,7 +43,7 @@ def plan(config: JobConfig) -> PlanSummary:
     lines = [_scene_line(job, scene, shares) for scene in list(job.scenes.values())[:MAX_LISTED]]
     if len(job.scenes) > MAX_LISTED:
         lines.append(f"  ... and {len(job.scenes) - MAX_LISTED:,} more scenes")
-    record = {
+    record: dict[str, Any] = {
         "scenes": len(job.scenes),
         "failed_scenes": len(job.failures),
         "tiles": job.num_tiles,
@@ -55,18 +55,20 @@ def plan(config: JobConfig) -> PlanSummary:
         "table_crs": job.common.table_crs.label,
     }
     share = record["valid_share"]
+    empty = "" if share is None else f", about {1 - share:.0%} of them without data"
+    done = f", {reused:,} of them done by an earlier run" if reused else ""
+    more = f" and {len(facts.categories) - 8} more classes" if len(facts.categories) > 8 else ""
     text = [
-        f"model     {facts.ref}: {', '.join(c.name for c in facts.categories[:8])}"
-        + (f" and {len(facts.categories) - 8} more classes" if len(facts.categories) > 8 else ""),
+        f"model     {facts.ref}: {', '.join(c.name for c in facts.categories[:8])}{more}",
         f"scenes    {len(job.scenes):,} ({len(set(job.scenes) & set(known)):,} of them in the store already)",
         *lines,
-        f"pixels    {record['pixels'] / 1e6:,.1f} million"
-        + (f", about {1 - share:.0%} of them without data" if share is not None else ""),
-        f"tiles     {job.num_tiles:,} in {len(job.blocks):,} blocks"
-        + (f", {reused:,} of them done by an earlier run" if reused else ""),
+        f"pixels    {record['pixels'] / 1e6:,.1f} million{empty}",
+        f"tiles     {job.num_tiles:,} in {len(job.blocks):,} blocks{done}",
         f"memory    about {record['worker_bytes'] / 1e9:.1f} GB for the tiles of one worker, besides its model",
-        f"writes    {storage.location('features')} in {job.common.table_crs.label}: "
-        f"{len(job.scenes):,} scenes, replacing older versions of the same scenes",
+        (
+            f"writes    {storage.location('features')} in {job.common.table_crs.label}: "
+            f"{len(job.scenes):,} scenes, replacing older versions of the same scenes"
+        ),
     ]
     text += [f"cannot    {f.scene_id}: {f.error}" for f in job.failures[:MAX_LISTED]]
     return PlanSummary("\n".join(text), record)

@@ -109,7 +109,7 @@ def read_block(task: BlockTask, common: Common) -> BlockWork:
     begin = time.perf_counter()
     durable = set(_durable(task, common))
     for part in task.block.ranges:
-        todo = [key for key in part.keys() if (part.scene_id, *key) not in durable]
+        todo = [key for key in part.tile_keys() if (part.scene_id, *key) not in durable]
         _read_range(work, part, todo, common)
     work.batches += work.filling.values()
     work.filling = {}
@@ -157,16 +157,14 @@ def scaled(batch: Batch, indices: Sequence[int]) -> tuple[NDArray[np.float32], N
     """
     images = np.stack([batch.pixels[k] for k in indices]).astype(np.float32)
     valid = np.ones((len(images), *images.shape[2:]), np.bool_)
-    for image, seen, k in zip(images, valid, indices, strict=True):
+    for position, k in enumerate(indices):
         ranges, mask = batch.ranges[k], batch.valid[k]
         if ranges is not None:
             low, high = (np.array([r[side] for r in ranges], np.float32)[:, None, None] for side in (0, 1))
-            image -= low
-            image /= high - low
-            np.clip(image, 0, 1, out=image)
+            images[position] = np.clip((images[position] - low) / (high - low), 0, 1)
         if mask is not None:
-            seen[:] = mask
-            image[:, ~mask] = 0
+            valid[position] = mask
+            images[position][:, ~mask] = 0
     return images, valid
 
 
@@ -179,7 +177,7 @@ def _durable(task: BlockTask, common: Common) -> dict[TileId, TileResult]:
 
 def _tile_ids(task: BlockTask) -> Iterator[TileId]:
     for part in task.block.ranges:
-        for row, col in part.keys():
+        for row, col in part.tile_keys():
             yield part.scene_id, row, col
 
 
@@ -246,14 +244,10 @@ def _touches(tile: Tile, area: shapely.Geometry) -> bool:
     return bool(shapely.intersects(area, shapely.box(*corners)))
 
 
-def _ranges(
-    scene: Scene, mode: ValueRange, bands: tuple[int, ...] | None, spec: InputSpec
-) -> Ranges | None:
+def _ranges(scene: Scene, mode: ValueRange, bands: tuple[int, ...] | None, spec: InputSpec) -> Ranges | None:
     return None if spec.scaling == "none" else _cached_ranges(scene, mode, bands, spec)
 
 
 @lru_cache(maxsize=64)
-def _cached_ranges(
-    scene: Scene, mode: ValueRange, bands: tuple[int, ...] | None, spec: InputSpec
-) -> Ranges:
+def _cached_ranges(scene: Scene, mode: ValueRange, bands: tuple[int, ...] | None, spec: InputSpec) -> Ranges:
     return value_range(scene, mode, bands=bands, spec=spec)

@@ -37,7 +37,7 @@ class GroupResult:
 def finish(
     features: Features, *, scene: Scene, scene_no: int, grid: Grid, common: Common
 ) -> tuple[SceneFeatures, pa.Table]:
-    """Return a scene's features as polygons and as rows, without those that area limits or the area of interest refuse."""
+    """Return features as polygons and as rows, without those that area limits or the area of interest refuse."""
     found = outline(features, scene=scene, scene_no=scene_no, grid=grid, simplify_px=common.simplify_px)
     rows = rows_of(found, run_id=common.run_id, table_crs=common.table_crs, categories=common.categories)
     keep = np.ones(len(found), np.bool_)

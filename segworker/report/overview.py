@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 def draw_overviews(
     storage: Storage, run_id: str, scenes: Sequence[Scene], grids: Mapping[str, Grid], table_crs: TableCrs
 ) -> list[str]:
-    """Write a PNG for each scene; return their paths in the store. A scene that cannot be drawn is logged, not raised."""
+    """Write a PNG for each scene; return their paths. A scene that cannot be drawn is logged, not raised."""
     paths = []
     for scene in scenes:
         try:
@@ -102,9 +102,7 @@ def _stretched(pixels: NDArray[np.generic], valid: NDArray[np.bool_]) -> NDArray
     return np.nan_to_num(np.clip(values, 0, 255)).astype(np.uint8)
 
 
-def _to_picture(
-    shapes: NDArray[np.object_], scene: Scene, table_crs: TableCrs, scale: float
-) -> NDArray[np.object_]:
+def _to_picture(shapes: NDArray[np.object_], scene: Scene, table_crs: TableCrs, scale: float) -> NDArray[np.object_]:
     if scene.crs is not None and table_crs.wkt is not None:
         shapes = to_scene_px(reproject(shapes, table_crs.wkt, scene.crs), scene.transform)
     return np.asarray(shapely.transform(shapes, lambda xy: xy * scale), dtype=object)

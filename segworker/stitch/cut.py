@@ -47,7 +47,7 @@ def cut_block(
         runs.append(cut)
         components.append(here)
         seams.append(_lost_share(tile, local, here))
-    pieces = _gather_pieces(runs, components, np.concatenate([np.zeros(0, np.bool_), *seams]), settled)
+    pieces = _gather_pieces(runs, components, np.concatenate([np.zeros(0, np.bool_), *seams]))
     feature = np.full(len(settled.area), -1, np.int64)
     feature[border.components] = border.features
     present, merged, num_tiles, cut_flag = pieces
@@ -88,7 +88,7 @@ def _lost_share(tile: Instances, local: I64, present: I64) -> NDArray[np.bool_]:
 
 
 def _gather_pieces(
-    runs: Sequence[Runs], components: Sequence[I64], lost: NDArray[np.bool_], settled: Settled
+    runs: Sequence[Runs], components: Sequence[I64], lost: NDArray[np.bool_]
 ) -> tuple[I64, Runs, I64, NDArray[np.bool_]]:
     """Join the tiles' pieces by component: (components, runs, tiles, cut)."""
     every = np.concatenate([np.zeros(0, np.int64), *components]).astype(np.int64)

@@ -5,8 +5,8 @@ cut side of the window (one that is not the scene's rim) the mask is moved as a 
 short. Some instances are missed, some are invented, scores scatter. Each draw depends on the scene's seed and the
 tile's place alone.
 
-Tiles remember which object each instance is. Only the oracle may look: it links what both tiles saw of one object in the
-strip they share, and so gives the ceiling for every rule that has to find this out from the masks.
+Tiles remember which object each instance is. Only the oracle may look: it links what both tiles saw of one object in
+the strip they share, and so gives the ceiling for every rule that has to find this out from the masks.
 """
 
 from __future__ import annotations

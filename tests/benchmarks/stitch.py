@@ -4,9 +4,13 @@
         [--tools ours,oracle,none,union,nms,nmm,ownership,core-join,sahi-nmm,supervision,cellpose-mended]
         [--instances 149000]
 
+        [--growth 10000,100000,1000000]
+
 The first table has the panoptic quality with perfect and with noisy tile results (means over the seeds), and the counts
-of faults with the noisy ones (sums over the seeds). The second has the speed and the peak memory on dense nuclei. Each
-tool runs in a process of its own with a time limit. `evaluate_rule` does the first part for any function.
+of faults with the noisy ones (sums over the seeds). The second has the speed and the peak memory on dense nuclei, in
+CPU seconds of one process, so that other work on the machine does not count. `--growth` adds our own speed at several
+numbers of instances. Each tool runs in a process of its own with a time limit. `evaluate_rule` does the first part for
+any function.
 """
 
 from __future__ import annotations
@@ -207,7 +211,7 @@ def speed_part(tools: Sequence[str], num: int, limit_s: float) -> None:
     small_grid, small = dense_instances(3000)
     n = count(tiles)
     print(f"\n{n} dense nuclei in {len(tiles)} tiles, one core\n")
-    print("| tool | s | instances/s | peak MB |\n|---|---|---|---|")
+    print("| tool | CPU s | instances/s | peak MB |\n|---|---|---|---|")
     for name in tools:
         if name == "oracle":
             continue
@@ -228,12 +232,35 @@ def speed_part(tools: Sequence[str], num: int, limit_s: float) -> None:
             print(f"| {name} | {result:.2f} | {n / result:,.0f} | {peak:,.0f} |", flush=True)
 
 
+def growth_part(sizes: Sequence[int], limit_s: float) -> None:
+    """Print our speed at several numbers of instances, and the exponent of growth from the first to the last."""
+    print("\n| dense nuclei | CPU s | instances/s | peak MB |\n|---|---|---|---|")
+    points = []
+    for size in sizes:
+        grid, tiles = dense_instances(size)
+        n = count(tiles)
+
+        def best(tiles: Sequence[Instances] = tiles, grid: Grid = grid) -> float:
+            ours()(tiles[:1], grid)
+            return _best_of_two(lambda: ours()(tiles, grid))
+
+        result, peak = in_own_process(best, limit_s=limit_s)
+        if isinstance(result, str):
+            print(f"| {n} | {result} | | |", flush=True)
+        else:
+            print(f"| {n} | {result:.2f} | {n / result:,.0f} | {peak:,.0f} |", flush=True)
+            points.append((n, result))
+    if len(points) > 1:
+        (n0, s0), (n1, s1) = points[0], points[-1]
+        print(f"\ngrowth exponent {np.log(s1 / s0) / np.log(n1 / n0):.3f}")
+
+
 def _best_of_two(function: Callable[[], object]) -> float:
     seconds = []
     for _ in range(2):
-        begin = time.perf_counter()
+        begin = time.process_time()
         function()
-        seconds.append(time.perf_counter() - begin)
+        seconds.append(time.process_time() - begin)
     return min(seconds)
 
 
@@ -248,6 +275,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=2048, help="side of the scenes in px")
     parser.add_argument("--tools", default=",".join(DEFAULT_TOOLS))
     parser.add_argument("--instances", type=int, default=149_000, help="for the speed part; 0 leaves it out")
+    parser.add_argument("--growth", default="", help="numbers of instances, e.g. 10000,100000,1000000")
     parser.add_argument("--limit", type=float, default=120.0, help="seconds for one tool on one scene")
     arguments = parser.parse_args()
     tools = [t for t in arguments.tools.split(",") if t]
@@ -267,6 +295,8 @@ def main() -> None:
         quality_part(tools, kinds, seeds, arguments)
     if arguments.instances:
         speed_part(tools, arguments.instances, arguments.limit)
+    if arguments.growth:
+        growth_part([int(n) for n in arguments.growth.split(",")], arguments.limit)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from segworker.errors import ConfigError, WeightsError
 from segworker.models import registry
@@ -79,7 +81,7 @@ class TestRegistry:
         found = run(place(model, CPU), blobs((50, 70))[None])
         assert len(found) == 1
         ids = {category.id for category in model.categories}
-        assert set(np.unique(found[0].class_ids)) <= ids | {label for label in range(1, 91)}
+        assert set(np.unique(found[0].class_ids)) <= ids | set(range(1, 91))
         assert isinstance(found[0].masks, BoxMasks)
         assert found[0].masks.probs_NMM.shape == (len(found[0]), 28, 28)
         assert found[0].class_ids.dtype == np.int32
@@ -131,7 +133,8 @@ class TestFactories:
             def __init__(self, size=3): self.size = size
             def predict(self, images_BCHW, valid_BHW):
                 assert images_BCHW.shape[2] % 8 == 0 and images_BCHW.shape[3] % 8 == 0
-                return [Prediction(np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, np.float32))] * len(images_BCHW)
+                none = Prediction(np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, np.float32))
+                return [none] * len(images_BCHW)
 
         def not_a_model(): return 7
         def no_categories():
@@ -371,7 +374,7 @@ class TestParityWithTorchvision:
         with torch.inference_mode():
             normal = official.normalise(image)
             features = official.backbone(normal)
-            proposals, _ = official.rpn(registry_image_list(normal), features)
+            proposals, _ = official.rpn(ImageList(normal, [(256, 352)]), features)
         reference = kit[1]["transformed"].float()
         assert (normal - reference).abs().max() <= 2e-3 * reference.abs().max()
         p3 = kit[1]["p3"].float()  # every fourth channel
@@ -380,26 +383,20 @@ class TestParityWithTorchvision:
         assert (best > 0.99).mean() >= 0.95
 
 
-def registry_image_list(images: torch.Tensor) -> object:
-    from torchvision.models.detection.image_list import ImageList
-
-    return ImageList(images, [tuple(images.shape[2:])] * len(images))
-
-
 def resized(tensors: dict) -> np.ndarray:
     """The kit's image as torchvision's transform scales it: here 256 x 352 already."""
     return np.ascontiguousarray(tensors["image_rgb_u8"].permute(2, 0, 1).float().numpy() / 255)
 
 
 def masks_agree(want: dict, found: Prediction, same: np.ndarray) -> None:
-    """Compare the stored masks, pasted to the image, with ours."""
-    from segworker.train.evaluate import paste
-
-    pasted = list(paste(found, (256, 352)))
+    """Compare the stored masks with ours, pasted by torchvision (which rounds boxes to pixels)."""
+    probs = torch.from_numpy(found.masks.probs_NMM).float()[:, None]
+    pasted = paste_masks_in_image(probs, torch.from_numpy(found.boxes_xyxy), (256, 352))[:, 0].numpy()
     overlaps = []
     for index, packed in zip(want["mask_sel"], want["masks_packed"], strict=True):
-        if same[index].any():
-            mask = np.unpackbits(packed)[: 256 * 352].reshape(256, 352).astype(bool)
-            ours = pasted[int(np.argmax(same[index]))]
-            overlaps.append((mask & ours).sum() / max(1, (mask | ours).sum()))
-    assert np.mean(np.array(overlaps) > 0.9) >= 0.9
+        mask = np.unpackbits(packed)[: 256 * 352].reshape(256, 352).astype(bool)
+        if same[index].any() and mask.any():
+            ours = pasted[int(np.argmax(same[index]))] >= 0.5
+            overlaps.append((mask & ours).sum() / (mask | ours).sum())
+    assert len(overlaps) >= 15
+    assert np.mean(np.array(overlaps) > 0.98) >= 0.95

@@ -1,5 +1,6 @@
 """Crops and their targets, the loop, and average precision."""
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -184,7 +185,7 @@ class TestLoop:
         assert rates[0] == pytest.approx(0.1)
         assert max(rates) == pytest.approx(1.0)
         assert rates[100] == pytest.approx(0.1)
-        assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+        assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
 
     def test_nuclei_trains_and_the_job_writes_loadable_weights(self, tmp_path: Path) -> None:
         write_folder(tmp_path / "data", [discs("a"), discs("b", seed=1)])
@@ -197,7 +198,7 @@ class TestLoop:
         )
         lines: list[str] = []
         run_job(job, TrainConfig(iterations=1, batch_size=1, warmup=1, log_every=1), log=lines.append)
-        assert "mask 0" in lines[0] or "mask 1" in lines[0]
+        assert lines[0].startswith("step 1/1  loss ")
         assert "| all | 1 | 4 |" in lines[-1]
         load_model("nuclei", weights=job.output)
 
