@@ -1,7 +1,7 @@
 """Blocks of tiles: the units of durable work and of stitching.
 
-A block is a rectangle of one large scene's tiles, or all tiles of several small scenes. Blocks depend on scenes and grid
-alone, never on the machine, so that a resumed run, or one on other workers, finds the same work done.
+A block is a rectangle of one large scene's tiles, or all tiles of several small scenes. Blocks depend on scenes and
+grid alone, never on the machine, so that a resumed run, or one on other workers, finds the same work done.
 """
 
 from __future__ import annotations

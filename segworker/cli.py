@@ -126,12 +126,13 @@ def _run(argv: Sequence[str], *, prog: str, dry_run: bool = False) -> int:
 
 
 def _execute(config: JobConfig, *, dry_run: bool) -> int:
-    from segworker import engine
+    from segworker.engine.run import run as run_job
+    from segworker.engine.survey import plan
 
     if dry_run:
-        print(engine.plan(config).text)
+        print(plan(config).text)
         return ExitCode.DONE
-    summary = engine.run(config)
+    summary = run_job(config)
     print(summary.text)
     return int(summary.exit_code)
 
@@ -181,9 +182,9 @@ def _sample_command(argv: Sequence[str]) -> int:
     parser = Parser(prog="segworker sample", description=_sample_command.__doc__)
     parser.add_argument("directory", metavar="DIR", type=Path, help="Folder to write to; made where it does not exist.")
     directory: Path = parser.parse_args(argv).directory
-    from segworker import synthetic
+    from segworker.synthetic.render import sample
 
-    for path in synthetic.sample(directory):
+    for path in sample(directory):
         print(path)
     return ExitCode.DONE
 

@@ -211,10 +211,10 @@ def _sample_kernel(values: F32, shapes: I64, frames: F32, pixels: I64) -> tuple[
             begin = -1
             fy = (y + np.float32(0.5) - frames[i, 1]) * scale_y - np.float32(0.5)
             for x in range(pixels[i, 0], pixels[i, 2] + 1):
-                inside = False
-                if x < pixels[i, 2]:
+                inside = bool(x < pixels[i, 2])
+                if inside:
                     fx = (x + np.float32(0.5) - frames[i, 0]) * scale_x - np.float32(0.5)
-                    inside = _bilinear(values, base, h, w, fy, fx) >= np.float32(0.5)
+                    inside = bool(_bilinear(values, base, h, w, fy, fx) >= np.float32(0.5))
                 if inside and begin < 0:
                     begin = x
                 elif not inside and begin >= 0:
@@ -231,7 +231,7 @@ def _sample_kernel(values: F32, shapes: I64, frames: F32, pixels: I64) -> tuple[
 
 
 @kernel
-def _bilinear(values: F32, base: int, h: int, w: int, fy: float, fx: float) -> float:
+def _bilinear(values: F32, base: np.int64, h: int, w: int, fy: float, fx: float) -> np.float32:
     y0, x0 = int(np.floor(fy)), int(np.floor(fx))
     total = np.float32(0)
     for dy in range(2):

@@ -120,8 +120,8 @@ def _link_ends(rows: I32, starts: I32, stops: I32, offsets: I64) -> tuple[I64, N
 
 
 @kernel
-def _edge_x(starts: I32, stops: I32, edge: int) -> int:
-    return starts[edge // 2] if edge % 2 == 0 else stops[edge // 2]
+def _edge_x(starts: I32, stops: I32, edge: int) -> np.int64:
+    return np.int64(starts[edge // 2] if edge % 2 == 0 else stops[edge // 2])
 
 
 @kernel
@@ -149,7 +149,7 @@ def _link_boundary(
                 continue
             if ux == vx:
                 corner[2 * u + 1] = corner[2 * v] = True
-            take_upper = ux < vx or (ux == vx and u % 2 == 1)
+            take_upper = bool(ux < vx) or (bool(ux == vx) and u % 2 == 1)
         if take_upper:
             end = 2 * u + 1
             u += 1
@@ -196,7 +196,7 @@ def _follow(
 
 
 @kernel
-def _doubled_area(xy: I32, begin: int, end: int) -> int:
+def _doubled_area(xy: I32, begin: int, end: int) -> np.int64:
     total = np.int64(0)
     for k in range(begin, end - 1):
         total += np.int64(xy[k, 0]) * xy[k + 1, 1] - np.int64(xy[k + 1, 0]) * xy[k, 1]

@@ -1,13 +1,13 @@
 """The seam rule: when are two instances of neighbouring tiles one object?
 
-Two neighbours both see a *strip*, the intersection of their windows. Near a window's cut side masks stop short and drift,
-so they are compared in the strip's *trusted* middle, `cut_trust_px` away from the strip's ends. What is compared are
-*fragments*, the connected parts of an instance inside the strip: both tiles saw the very same pixels there, so fragments
-correspond even where one tile sees a U as two legs and its neighbour as one arch. Each fragment that shows enough votes
-for the one partner that holds most of its pixels, if that partner holds at least `min_agreement` of them. A vote from
-either side links the two instances. Where the trusted middle shows too little of both, the whole strip is asked, and
-little evidence counts only if the fragments agree almost completely. docs/design/seams.md has the alternatives and the
-measurements.
+Two neighbours both see a *strip*, the intersection of their windows. Near a window's cut side masks stop short and
+drift, so they are compared in the strip's *trusted* middle, `cut_trust_px` away from the strip's ends. What is compared
+are *fragments*, the connected parts of an instance inside the strip: both tiles saw the very same pixels there, so
+fragments correspond even where one tile sees a U as two legs and its neighbour as one arch. Each fragment that shows
+enough votes for the one partner that holds most of its pixels, if that partner holds at least `min_agreement` of them.
+A vote from either side links the two instances. Where the trusted middle shows too little of both, the whole strip is
+asked, and little evidence counts only if the fragments agree almost completely. docs/design/seams.md has the
+alternatives and the measurements.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def _seen(side: Fragments, linked: I64, rule: SeamRule) -> I64:
     enough = side.area[:, 1] >= np.minimum(rule.min_evidence_px, 0.5 * side.total)
     hit = np.zeros(len(side), np.int64)
     hit[linked] = 1
-    return np.column_stack([side.class_ids, hit])[enough]
+    return np.asarray(np.column_stack([side.class_ids, hit])[enough])
 
 
 def _by_instance(a: Fragments, b: Fragments, linked: I64, iou: NDArray[np.float64]) -> tuple[I64, NDArray[np.float64]]:

@@ -1,7 +1,7 @@
 """Phase 1 on Ray Data: read (tasks) -> predict (a fixed pool of actors) -> decode and write shards (tasks).
 
-A row is a block of tiles, pickled: Ray moves it between stages without looking inside, and each stage hands on only what
-the next one needs. Ray Data's own checkpoints and writers are not used: docs/design/durability.md says why.
+A row is a block of tiles, pickled: Ray moves it between stages without looking inside, and each stage hands on only
+what the next one needs. Ray Data's own checkpoints and writers are not used: docs/design/durability.md says why.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import ray
@@ -44,7 +44,6 @@ SMALL_BYTES = 8_000_000
 "Shard bytes of the small scenes that share a part: it comes out below 32 MB."
 MAX_IN_FLIGHT = 4
 "Tasks submitted for each CPU."
-_T = TypeVar("_T")
 
 
 @dataclass(slots=True)
@@ -122,7 +121,11 @@ def _grouped(blocks: Sequence[Block], sizes: Mapping[int, int], limit: int) -> I
         yield group
 
 
-def _in_order(function: Any, arguments: Sequence[tuple[Any, ...]], num_returns: int = 1) -> Iterator[Any]:
+def _in_order(  # a remote function has no public type
+    function: Any,  # noqa: ANN401
+    arguments: Sequence[tuple[Any, ...]],
+    num_returns: int = 1,
+) -> Iterator[Any]:
     """Call a remote function with each of the arguments, a bounded number at a time; yield results in order."""
     limit = max(2, MAX_IN_FLIGHT * int(cluster_resources().get("CPU", 1)))
     pending: list[Any] = []

@@ -8,16 +8,14 @@ from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from segworker.engine.account import Account
 from segworker.engine.cluster import Workers
 from segworker.engine.job import Job
 from segworker.engine.phase2 import SeamCounts, Stitched
 from segworker.io.failures import redact
 from segworker.io.storage import Storage, open_storage
-
-if TYPE_CHECKING:
-    from segworker.engine.run import Account
 
 MAX_LISTED = 1000
 "Failures listed in run.json; the counts are of all."

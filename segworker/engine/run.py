@@ -6,13 +6,14 @@ import logging
 import secrets
 import time
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
 
 from segworker.config import JobConfig
+from segworker.engine.account import Account
 from segworker.engine.cluster import Workers, choose_workers, cluster
 from segworker.engine.job import Job, make_job
 from segworker.engine.phase1 import predict_blocks
@@ -20,7 +21,7 @@ from segworker.engine.phase2 import Stitched, stitch_blocks
 from segworker.engine.predictor import describe_model
 from segworker.engine.progress import Progress
 from segworker.engine.record import run_record, summary_text
-from segworker.engine.tiles import BlockReceipt, TileFailure
+from segworker.engine.tiles import TileFailure
 from segworker.errors import ExitCode, SceneError, SegworkerError
 from segworker.io.commit import commit_run, features_version
 from segworker.io.failures import redact
@@ -44,29 +45,6 @@ class RunSummary:
     "What run.json holds."
 
 
-@dataclass(slots=True)
-class Account:
-    """What a run counted and timed."""
-
-    started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
-    started: float = field(default_factory=time.perf_counter)
-    seconds: dict[str, float] = field(default_factory=dict)
-    stage_seconds: Counter[str] = field(default_factory=Counter)
-    tiles: Counter[str] = field(default_factory=Counter)
-    "done, skipped, failed, reused."
-    instances: int = 0
-    bytes_read: int = 0
-    failures: list[TileFailure] = field(default_factory=list)
-
-    def add(self, receipt: BlockReceipt) -> None:
-        """Add one block's receipt."""
-        self.tiles.update(done=receipt.num_done, skipped=receipt.num_skipped, failed=len(receipt.failures))
-        self.stage_seconds.update(receipt.seconds)
-        self.instances += receipt.num_instances
-        self.bytes_read += receipt.bytes_read
-        self.failures += receipt.failures
-
-
 def make_run_id(now: datetime | None = None) -> str:
     """Return a new run id: the time in UTC, sortable, and six random hex digits."""
     return f"{(now or datetime.now(UTC)).strftime('%Y%m%dT%H%M%SZ')}-{secrets.token_hex(3)}"
@@ -86,7 +64,7 @@ def run(config: JobConfig) -> RunSummary:
     storage = open_storage(config.output.output)
     base_version = features_version(storage)
     if not job.scenes:
-        return _nothing(job, account)
+        raise _nothing_readable(job)
     with cluster(config):
         workers = choose_workers(config)
         job, shard_bytes = _predict(job, workers, account)
@@ -231,12 +209,9 @@ def _exit_code(job: Job, account: Account) -> ExitCode:
     return ExitCode.INCOMPLETE if incomplete else ExitCode.DONE
 
 
-def _nothing(job: Job, account: Account) -> RunSummary:
-    """Fail: no scene could be read."""
-    del account
-    first = job.failures[0]
+def _nothing_readable(job: Job) -> SceneError:
     more = f" (and {len(job.failures) - 1} more scenes)" if len(job.failures) > 1 else ""
-    raise SceneError(f"{first.error}{more}")
+    return SceneError(f"{job.failures[0].error}{more}")
 
 
 def _finish(

@@ -36,7 +36,6 @@ from segworker.io.shards import (
 )
 from segworker.types import InputSpec, Instances, Prediction, Scene, Tile
 
-
 Ranges: TypeAlias = tuple[tuple[float, float], ...]
 
 

@@ -1,7 +1,7 @@
 """Tile shards: what each tile of a block saw, as one Parquet object with a row group for each tile.
 
-A shard is written once, in one step, so that a shard that is there is whole. It lies at work/<tile key>/<block key>.parquet;
-a block of which some tiles failed leaves a `.partial.parquet`, from which the next run goes on.
+A shard is written once, in one step, so that a shard that is there is whole: work/<tile key>/<block key>.parquet. A
+block of which some tiles failed leaves a `.partial.parquet`, from which the next run goes on.
 """
 
 from __future__ import annotations

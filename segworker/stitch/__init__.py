@@ -1,12 +1,12 @@
 """From instances of tiles to features of a scene, block of tiles by block of tiles.
 
-Four passes, each a set of independent tasks per block, with only the ids and sums of border objects meeting between them:
+Four passes, each a set of independent tasks per block; only ids and sums of border objects meet between them:
 
 A. `link_block`: links between the instances of a block's tiles and of the ring of tiles around it; local components.
 B. `join_blocks`: components that reach over block borders become one; their class, score and rank are settled.
 C. `cut_block`: the pixels of each core, each to one feature by a total order over whole features.
-D. `rank_blocks` and `assemble_block`: emptied features are gone, indices are given by first pixel, and each feature is put
-   together in the block that holds its first pixel.
+D. `rank_blocks` and `assemble_block`: emptied features are gone, indices are given by first pixel, and each feature is
+   put together in the block that holds its first pixel.
 
 A block here is any rectangle of tiles; results do not depend on how a scene is cut into blocks. Sums are integers, so
 they do not depend on the order of addition either.

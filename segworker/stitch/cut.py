@@ -30,8 +30,8 @@ def cut_block(
 ) -> Pieces:
     """Return the pixels of a block's cores, each with one feature (with all that hold it if not exclusive).
 
-    Features that the score and class filters refuse take no pixels. Whole features that are left without pixels, or fail
-    the area limits, are dropped; the parts of border features are settled by `rank_blocks`.
+    Features that the score and class filters refuse take no pixels. Whole features that are left without pixels, or
+    fail the area limits, are dropped; the parts of border features are settled by `rank_blocks`.
     """
     settled = _settle(links, border)
     kept = settled.kept(options)

@@ -50,7 +50,7 @@ def link_block(
                 np.column_stack([a.class_ids[found.pairs[:, 0]], np.rint(found.iou * SCORE_ONE)]).astype(np.int64)
             )
         if first in own and second in own:
-            inner.append(found.pairs + [bases[first], bases[second]])
+            inner.append(found.pairs + np.array([bases[first], bases[second]]))
         else:
             mine, other, side = (first, second, 0) if first in own else (second, first, 1)
             nodes = _nodes(grid, mine, found.pairs[:, side]), _nodes(grid, other, found.pairs[:, 1 - side])
@@ -101,7 +101,8 @@ def _iou_table(rows: I64) -> I64:
 def _components(num_nodes: int, links: I64) -> I64:
     """Return the component of each node, numbered by first node."""
     roots = _union(num_nodes, np.ascontiguousarray(links[:, 0]), np.ascontiguousarray(links[:, 1]))
-    return np.unique(roots, return_inverse=True)[1].astype(np.int64).ravel()
+    component: I64 = np.unique(roots, return_inverse=True)[1].astype(np.int64).ravel()
+    return component
 
 
 @kernel

@@ -125,7 +125,9 @@ class Settled:
         for class_id, score in options.class_min_score:
             least[self.class_ids == class_id] = score
         keep = (self.score >= np.floor(least * SCORE_ONE)) & (self.area > 0)
-        return keep if options.class_ids is None else keep & np.isin(self.class_ids, options.class_ids)
+        if options.class_ids is not None:
+            keep &= np.isin(self.class_ids, options.class_ids)
+        return np.asarray(keep)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
