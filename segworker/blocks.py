@@ -140,7 +140,9 @@ def _block(parts: Sequence[tuple[SceneGrid, TileRange]]) -> tuple[str, tuple[Til
             s.grid.overlap_px,
             s.grid.scale,
             r.row_start,
+            r.row_stop,
             r.col_start,
+            r.col_stop,
         ]
         for s, r in parts
     ]

@@ -167,7 +167,7 @@ class Stitch(Section):
     )
     max_area: AreaValue | None = Field(default=None, description="Largest whole object, in the same units.")
     min_iou: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=0.5, description="How far two tiles' masks must agree inside the strip both saw to be one object."
+        default=0.25, description="How far two tiles' masks must agree inside the strip both saw to be one object."
     )
     simplify: float = Field(
         default=0.0, ge=0, description="Tolerance in pixels by which outlines are simplified; 0 keeps every pixel edge."

@@ -6,7 +6,7 @@ A pixel is inside a mask where the bilinear value at its centre is at least 0.5,
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,7 +94,7 @@ def edge_bits(boxes_xyxy: I32, window: Window, *, grid: Grid, margin_px: int) ->
 
 def _check(prediction: Prediction, tile: Tile, class_ids: Collection[int]) -> None:
     where = f"tile ({tile.row}, {tile.col}) of {tile.scene_id}"
-    for name, values in (("scores", prediction.scores), ("boxes_xyxy", prediction.boxes_xyxy)):
+    for name, values in _numbers(prediction):
         if not np.isfinite(values).all():
             raise PredictionError(f"{name} must be finite, got NaN or infinity in {where}; check weights and precision")
     if len(prediction) and (prediction.scores.min() < 0 or prediction.scores.max() > 1):
@@ -109,9 +109,27 @@ def _check(prediction: Prediction, tile: Tile, class_ids: Collection[int]) -> No
     got, want = _mask_shape(prediction, tile)
     if got != want:
         raise PredictionError(f"masks must fit {want}, got {got} in {where}; fix the model's predict()")
+    if isinstance(prediction.masks, LabelMasks) and prediction.masks.labels_HW.max(initial=0) > len(prediction):
+        raise PredictionError(
+            f"labels must be at most N for N={len(prediction)} scores, got {prediction.masks.labels_HW.max()} in {where}; "
+            "fix the model's predict()"
+        )
     points = prediction.keypoints_NK3
     if points is not None and (points.ndim != 3 or points.shape[0] != len(prediction) or points.shape[2] != 3):
         raise PredictionError(f"keypoints must be (N, K, 3) for N={len(prediction)}, got {points.shape} in {where}")
+
+
+def _numbers(prediction: Prediction) -> Iterator[tuple[str, NDArray[np.floating]]]:
+    """Yield the names and values of what must be finite."""
+    yield "scores", prediction.scores
+    yield "boxes_xyxy", prediction.boxes_xyxy
+    if prediction.keypoints_NK3 is not None:
+        yield "keypoints_NK3", prediction.keypoints_NK3
+    if isinstance(prediction.masks, BoxMasks):
+        yield "masks", prediction.masks.probs_NMM
+    if isinstance(prediction.masks, PrototypeMasks):
+        yield "masks", prediction.masks.prototypes_KHW
+        yield "masks", prediction.masks.coefficients_NK
 
 
 def _mask_shape(prediction: Prediction, tile: Tile) -> tuple[object, object]:
@@ -168,8 +186,9 @@ def _far_around(boxes: F32) -> F32:
 
 def _prototype_lattices(found: PrototypeMasks, boxes: F32) -> tuple[F32, NDArray[np.int64], F32]:
     """Return (values, shapes, frames): the probabilities on the prototype cells under each box."""
-    _, height, width = found.prototypes_KHW.shape
-    cells = boxes / found.stride
+    prototypes = np.pad(found.prototypes_KHW, ((0, 0), (1, 1), (1, 1)), mode="edge")  # the maps go on at their rim
+    _, height, width = prototypes.shape
+    cells = boxes / found.stride + 1
     left, top = np.floor(cells[:, 0]).astype(int) - 1, np.floor(cells[:, 1]).astype(int) - 1
     right, bottom = np.ceil(cells[:, 2]).astype(int) + 1, np.ceil(cells[:, 3]).astype(int) + 1
     left, right = np.clip(left, 0, width - 1), np.clip(right, 1, width)
@@ -177,10 +196,10 @@ def _prototype_lattices(found: PrototypeMasks, boxes: F32) -> tuple[F32, NDArray
     right, bottom = np.maximum(right, left + 1), np.maximum(bottom, top + 1)
     values = []
     for c, x0, y0, x1, y1 in zip(found.coefficients_NK, left, top, right, bottom, strict=True):
-        logits = np.tensordot(c, found.prototypes_KHW[:, y0:y1, x0:x1], axes=1)
+        logits = np.tensordot(c, prototypes[:, y0:y1, x0:x1], axes=1)
         values.append((1.0 / (1.0 + np.exp(-logits.astype(np.float32)))).ravel())
     shapes = np.stack([bottom - top, right - left], axis=1).astype(np.int64)
-    frames = (np.stack([left, top, right, bottom], axis=1) * found.stride).astype(np.float32)
+    frames = ((np.stack([left, top, right, bottom], axis=1) - 1) * found.stride).astype(np.float32)
     return np.concatenate(values).astype(np.float32), shapes, frames
 
 

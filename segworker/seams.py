@@ -3,11 +3,10 @@
 Two neighbours both see a *strip*, the intersection of their windows. Near a window's cut side masks stop short and
 drift, so they are compared in the strip's *trusted* middle, `cut_trust_px` away from the strip's ends. What is compared
 are *fragments*, the connected parts of an instance inside the strip: both tiles saw the very same pixels there, so
-fragments correspond even where one tile sees a U as two legs and its neighbour as one arch. Each fragment that shows
-enough votes for the one partner that holds most of its pixels, if that partner holds at least `min_agreement` of them.
-A vote from either side links the two instances. Where the trusted middle shows too little of both, the whole strip is
-asked, and little evidence counts only if the fragments agree almost completely. docs/design/seams.md has the
-alternatives and the measurements.
+fragments correspond even where one tile sees a U as two legs and its neighbour as one arch. Each fragment votes for the
+one partner that holds most of its pixels, and the vote counts where the two have an IoU of at least `min_iou`. A vote
+from either side links the two instances. Where the trusted middle shows too little of both, the whole strip is asked.
+docs/design/seams.md has the alternatives and the measurements.
 """
 
 from __future__ import annotations
@@ -33,14 +32,12 @@ class SeamRule:
 
     cut_trust_px: int = 16
     "Margin along cut window sides that is not trusted; the model's InputSpec states it."
-    min_agreement: float = 0.5
-    "Least share of the voter's pixels in the strip that its partner must hold."
+    min_iou: float = 0.25
+    "Least IoU of two fragments in the part of the strip that is compared."
     min_evidence_px: int = 64
-    "A voter must show this many pixels in the strip, or the halo's width (a line from core border to window side),"
+    "The trusted middle is enough where both show this many pixels in it, or the halo's width,"
     min_evidence_share: float = 0.2
-    "or this share of the smaller object, whichever is least."
-    full_agreement: float = 0.9
-    "IoU in the whole strip from which less evidence suffices."
+    "or this share of the smaller object, whichever is least; otherwise the whole strip is compared."
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,10 +98,9 @@ def link(first: Instances, second: Instances, *, grid: Grid, rule: SeamRule) -> 
     strip, trusted = strips(first.tile, second.tile, grid, rule.cut_trust_px)
     a, b = fragments(first, strip, trusted), fragments(second, strip, trusted)
     pairs, common = _common(a, b, strip, trusted)
-    inter, of_a, of_b, iou, sound = _compare(a, b, pairs, common, grid, rule)
-    won = _votes(pairs[:, 0], inter, of_a, sound, pairs[:, 1], rule) | _votes(
-        pairs[:, 1], inter, of_b, sound, pairs[:, 0], rule
-    )
+    inter, iou = _compare(a, b, pairs, common, grid, rule)
+    voted = _votes(pairs[:, 0], inter, pairs[:, 1]) | _votes(pairs[:, 1], inter, pairs[:, 0])
+    won = voted & (iou >= rule.min_iou)
     linked = pairs[won]
     seen = np.concatenate([_seen(a, linked[:, 0], rule), _seen(b, linked[:, 1], rule)])
     instance_pairs, best_iou = _by_instance(a, b, linked, iou[won])
@@ -124,28 +120,24 @@ def fragments(instances: Instances, strip: Window, trusted: Window) -> Fragments
 
 def _compare(
     a: Fragments, b: Fragments, pairs: I64, common: I64, grid: Grid, rule: SeamRule
-) -> tuple[I64, I64, I64, NDArray[np.float64], NDArray[np.bool_]]:
-    """Return for each pair (common pixels, pixels of a, of b, IoU, whether the evidence is sound)."""
+) -> tuple[I64, NDArray[np.float64]]:
+    """Return (common pixels, IoU) of each pair, in the trusted middle where it shows enough of both."""
     i, j = pairs[:, 0], pairs[:, 1]
     least = min(rule.min_evidence_px, grid.overlap_px // 2)
     evidence = np.minimum(least, rule.min_evidence_share * np.minimum(a.total[i], b.total[j]))
     zone = ((a.area[i, 1] >= evidence) & (b.area[j, 1] >= evidence) & (common[:, 1] > 0)).astype(np.int64)
-    inter, of_a, of_b = common[np.arange(len(pairs)), zone], a.area[i, zone], b.area[j, zone]
-    iou = inter / np.maximum(of_a + of_b - inter, 1)
-    sound = (np.minimum(of_a, of_b) >= evidence) | (iou >= rule.full_agreement)
-    return inter, of_a, of_b, iou, sound
+    inter = common[np.arange(len(pairs)), zone]
+    return inter, inter / np.maximum(a.area[i, zone] + b.area[j, zone] - inter, 1)
 
 
-def _votes(
-    voter: I64, inter: I64, shown: I64, sound: NDArray[np.bool_], partner: I64, rule: SeamRule
-) -> NDArray[np.bool_]:
+def _votes(voter: I64, inter: I64, partner: I64) -> NDArray[np.bool_]:
     """Return which pairs are the one vote of their voter: most common pixels, then the earlier fragment."""
     order = np.lexsort((partner, -inter, voter))
     leads = np.ones(len(order), np.bool_)
     leads[1:] = voter[order][1:] != voter[order][:-1]
     best = np.zeros(len(voter), np.bool_)
     best[order[leads]] = True
-    return np.asarray(best & sound & (inter >= rule.min_agreement * shown))
+    return best
 
 
 def _seen(side: Fragments, linked: I64, rule: SeamRule) -> I64:

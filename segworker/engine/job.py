@@ -280,7 +280,7 @@ def _stitch_options(config: JobConfig, model: ModelFacts) -> StitchOptions:
         )
     least = config.stitch.min_score
     return StitchOptions(
-        rule=SeamRule(cut_trust_px=model.spec.cut_trust_px, min_agreement=config.stitch.min_iou),
+        rule=SeamRule(cut_trust_px=model.spec.cut_trust_px, min_iou=config.stitch.min_iou),
         exclusive=model.spec.exclusive,
         min_score=model.spec.min_score if least is None else least,
         class_min_score=tuple(sorted((by_name[n], s) for n, s in config.stitch.class_min_score.items())),

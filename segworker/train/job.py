@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from segworker.errors import ConfigError
+from segworker.models.memory import keep_freed_memory
 from segworker.models.protocol import choose_device
 from segworker.models.registry import build_model, load_model
 from segworker.models.weights import save_weights
@@ -49,6 +50,7 @@ class TrainJob:
 def run_job(job: TrainJob, config: TrainConfig, *, log: Callable[[str], None] = print) -> Path:
     """Train, write the averaged weights, measure them on the held-out images, and return the weights file."""
     _check_output(job)
+    keep_freed_memory()
     samples = load_samples(job.data)
     heldout = _heldout_names(job, samples)
     source = CropSampler([s for s in samples if s.name not in heldout], CropConfig(), seed=config.seed)

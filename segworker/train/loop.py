@@ -17,6 +17,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from segworker.errors import ConfigError
+
 Batch = tuple[Tensor, Sequence[Mapping[str, Tensor]]]
 
 
@@ -32,7 +34,7 @@ class BatchSource(Protocol):
 class TrainConfig:
     """How to train."""
 
-    iterations: int = 6000
+    iterations: int = 3400
     batch_size: int = 4
     learning_rate: float = 1e-3
     "At its peak: a linear warm-up leads to it, half a cosine down from it."
@@ -51,7 +53,13 @@ class TrainConfig:
     "'bf16' runs the backbone and the heads' convolutions in bfloat16 (weights stay float32); 'fp32' does not."
     seed: int = 0
     log_every: int = 50
-    checkpoint_every: int = 250
+    checkpoint_every: int = 200
+
+    def __post_init__(self) -> None:
+        if min(self.iterations, self.batch_size, self.log_every, self.checkpoint_every) < 1:
+            raise ConfigError(f"iterations, batch_size and intervals are at least 1, got {self}")
+        if self.precision not in ("bf16", "fp32") or self.learning_rate <= 0:
+            raise ConfigError(f"precision is bf16 or fp32 and the learning rate above 0, got {self}")
 
 
 class Ema:
@@ -147,7 +155,15 @@ class Trainer:
         partial.replace(path)
 
     def resume(self, path: Path) -> None:
-        """Go on from what `save` wrote; the configuration must be the same (not checked)."""
+        """Go on from what `save` wrote; the configuration must be the same (not checked).
+
+        Raises:
+            ConfigError: there is no such file.
+        """
+        if not path.is_file():
+            raise ConfigError(
+                f"resuming needs the checkpoint of the interrupted run, found none at {path}; see --checkpoint"
+            )
         state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.ema.model.load_state_dict(state["ema"])

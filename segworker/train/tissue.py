@@ -39,7 +39,9 @@ def _surrounding(shape_yx: tuple[int, ...], rng: np.random.Generator) -> Tensor:
     coarse = _noise(shape_yx, rng, cells=int(rng.integers(2, 7)), stretch=1.0)
     fibres = _noise(shape_yx, rng, cells=int(rng.integers(8, 28)), stretch=float(np.exp(rng.normal(0, 0.8))))
     fine = _noise(shape_yx, rng, cells=96, stretch=1.0)
-    amount = torch.sigmoid((coarse * rng.uniform(0.5, 2.0) + fibres * rng.uniform(0.3, 1.5) + rng.normal(0.5, 1.0)) * 1.5)
+    amount = torch.sigmoid(
+        (coarse * rng.uniform(0.5, 2.0) + fibres * rng.uniform(0.3, 1.5) + rng.normal(0.5, 1.0)) * 1.5
+    )
     mixed = _colour(_GROUNDS, rng) * amount + _colour(_GLASS, rng) * (1 - amount)
     return mixed * (1 + 0.12 * rng.random() * fibres + 0.08 * rng.random() * fine)
 

@@ -1,14 +1,17 @@
-"""A real S3 server for the tests that need one: SeaweedFS from its package, on free ports of this machine alone."""
+"""A real S3 server and a local Ray for the tests that need them, each started once, for this machine alone."""
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
+import os
 import shutil
 import socket
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,6 +23,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 _counter = itertools.count()
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,30 @@ def s3(s3_server: S3Server) -> Iterator[S3Server]:
         for name, value in s3_server.env().items():
             patch.setenv(name, value)
         yield s3_server
+
+
+@pytest.fixture(scope="session")
+def local_ray(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A Ray of two CPUs that every run of this process joins; its workers know the S3 server, where there is one."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    if shutil.which("weed", path=str(Path(sys.executable).parent)) or shutil.which("weed"):
+        request.getfixturevalue("s3")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)  # workers import tests.models_for_tests
+        patch.delenv("RAY_ADDRESS", raising=False)
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        yield
+        ray.shutdown()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # Ray drops its daemons without waiting for them
+            gc.collect()
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """torchvision's own Mask R-CNNs, built so that their official checkpoint files load name by name.
 
 The v1 file was trained with frozen batch norms of eps 0.0 and means something else with any other eps; the v2 file with
-ordinary batch norms of eps 1e-5. Labels are the 91 raw COCO ids (background first, eleven of them unused).
+ordinary batch norms of eps 1e-5. Labels are the 91 raw COCO ids (background first, ten of them unused).
 """
 
 from __future__ import annotations
