@@ -64,6 +64,8 @@ class Fragments:
     "(F,) pixels of the whole instance in its window."
     class_ids: I64
     "(F,)."
+    place: I64
+    "(F,) row and column of the first pixel in the strip, as one number."
     runs: tuple[I64, I32, I32, I32]
     "First run of each strip row, then start, stop and fragment of each run, by row and start."
 
@@ -99,7 +101,8 @@ def link(first: Instances, second: Instances, *, grid: Grid, rule: SeamRule) -> 
     a, b = fragments(first, strip, trusted), fragments(second, strip, trusted)
     pairs, common = _common(a, b, strip, trusted)
     inter, iou = _compare(a, b, pairs, common, grid, rule)
-    voted = _votes(pairs[:, 0], inter, pairs[:, 1]) | _votes(pairs[:, 1], inter, pairs[:, 0])
+    i, j = pairs[:, 0], pairs[:, 1]
+    voted = _votes(i, inter, _tie_keys(b, j)) | _votes(j, inter, _tie_keys(a, i))
     won = voted & (iou >= rule.min_iou)
     linked = pairs[won]
     seen = np.concatenate([_seen(a, linked[:, 0], rule), _seen(b, linked[:, 1], rule)])
@@ -112,10 +115,10 @@ def fragments(instances: Instances, strip: Window, trusted: Window) -> Fragments
     near = _touching(instances, strip) if strip.area_px else np.zeros(0, np.int64)
     part = instances.runs.take(near)
     zones = np.array([_corners(strip), _corners(trusted)], np.int64)
-    first, starts, stops, who, owner, area = _fragment_kernel(part.rows, part.starts, part.stops, part.offsets, zones)
+    runs, owner, area, place = _fragment_kernel(part.rows, part.starts, part.stops, part.offsets, zones)
     instance = near[owner]
     total = areas_px(part)[owner]
-    return Fragments(instance, area, total, instances.class_ids[instance].astype(np.int64), (first, starts, stops, who))
+    return Fragments(instance, area, total, instances.class_ids[instance].astype(np.int64), place, runs)
 
 
 def _compare(
@@ -130,14 +133,19 @@ def _compare(
     return inter, inter / np.maximum(a.area[i, zone] + b.area[j, zone] - inter, 1)
 
 
-def _votes(voter: I64, inter: I64, partner: I64) -> NDArray[np.bool_]:
-    """Return which pairs are the one vote of their voter: most common pixels, then the earlier fragment."""
-    order = np.lexsort((partner, -inter, voter))
+def _votes(voter: I64, inter: I64, ties: tuple[I64, ...]) -> NDArray[np.bool_]:
+    """Return which pairs are the one vote of their voter: most common pixels, then the partner by `ties`."""
+    order = np.lexsort((*ties, -inter, voter))
     leads = np.ones(len(order), np.bool_)
     leads[1:] = voter[order][1:] != voter[order][:-1]
     best = np.zeros(len(voter), np.bool_)
     best[order[leads]] = True
     return best
+
+
+def _tie_keys(side: Fragments, partner: I64) -> tuple[I64, ...]:
+    """Return what orders partners that share equally many pixels, the first key last: place and size, not number."""
+    return side.class_ids[partner], side.total[partner], side.area[partner, 0], side.place[partner]
 
 
 def _seen(side: Fragments, linked: I64, rule: SeamRule) -> I64:
@@ -187,7 +195,7 @@ def _common(a: Fragments, b: Fragments, strip: Window, trusted: Window) -> tuple
 @kernel
 def _fragment_kernel(  # noqa: C901 - one pass over the runs, which a kernel cannot split without copies
     rows: I32, starts: I32, stops: I32, offsets: I64, zones: I64
-) -> tuple[I64, I32, I32, I32, I64, I64]:
+) -> tuple[tuple[I64, I32, I32, I32], I64, I64, I64]:
     zone, trusted = zones[0], zones[1]
     count = 0
     for k in range(len(rows)):
@@ -217,12 +225,14 @@ def _fragment_kernel(  # noqa: C901 - one pass over the runs, which a kernel can
     fragment = np.empty(count, np.int32)
     fragment_owner = np.empty(count, np.int64)
     area = np.zeros((count, 2), np.int64)
+    place = np.empty(count, np.int64)
     num = 0
     for k in range(count):
         root = _root(parent, k)
         if root == k:
             fragment[k] = num
             fragment_owner[num] = owner[k]
+            place[num] = key[k]
             num += 1
         else:
             fragment[k] = fragment[root]
@@ -236,7 +246,8 @@ def _fragment_kernel(  # noqa: C901 - one pass over the runs, which a kernel can
     for y in range(len(first) - 1):
         first[y + 1] += first[y]
     order = np.argsort(key)
-    return first, data[1][order], data[2][order], fragment[order], fragment_owner[:num].copy(), area[:num].copy()
+    runs = (first, data[1][order], data[2][order], fragment[order])
+    return runs, fragment_owner[:num].copy(), area[:num].copy(), place[:num].copy()
 
 
 @kernel

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -42,15 +43,17 @@ def predict_blocks(tasks: Sequence[BlockTask], common: Common, workers: Workers)
     rows = [{"task": pickle.dumps(task)} for task in tasks]
     plan: Any = ray.data.from_items(rows, override_num_blocks=len(rows))
     plan = plan.map(_read, fn_kwargs={"shared": shared}, compute=TaskPoolStrategy(), num_cpus=1)
-    plan = plan.map(
-        _Predict,
-        fn_constructor_args=(common.model, workers.precision, workers.device, workers.threads),
-        compute=ActorPoolStrategy(size=workers.count),
-        num_cpus=workers.cpus_each,
-        num_gpus=workers.gpus_each or None,
-        max_restarts=MAX_RESTARTS,  # Ray Data's own default is without end; it also keeps readers out of the actor
-        max_task_retries=MAX_RETRIES,
-    )
+    with warnings.catch_warnings():  # these limits have no named parameter yet, and Ray warns of all others
+        warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated", DeprecationWarning)
+        plan = plan.map(
+            _Predict,
+            fn_constructor_args=(common.model, workers.precision, workers.device, workers.threads),
+            compute=ActorPoolStrategy(size=workers.count),
+            num_cpus=workers.cpus_each,
+            num_gpus=workers.gpus_each or None,
+            max_restarts=MAX_RESTARTS,  # Ray Data's own default is without end; it also keeps readers out of the actor
+            max_task_retries=MAX_RETRIES,
+        )
     plan = plan.map(_decode, fn_kwargs={"shared": shared}, compute=TaskPoolStrategy(), num_cpus=1)
     for row in plan.iter_rows():
         yield pickle.loads(row["receipt"])
