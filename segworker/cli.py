@@ -121,6 +121,7 @@ def _run(argv: Sequence[str], *, prog: str, dry_run: bool = False) -> int:
         return ExitCode.DONE
     config = _with_scenes(command.config, bare=not argv)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("rasterio").setLevel(logging.ERROR)  # GDAL's remarks; what matters is raised
     logging.getLogger("segworker").setLevel(config.engine.log_level.upper())
     return _execute(config, dry_run=dry_run or command.action == "plan")
 

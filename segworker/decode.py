@@ -111,8 +111,8 @@ def _check(prediction: Prediction, tile: Tile, class_ids: Collection[int]) -> No
         raise PredictionError(f"masks must fit {want}, got {got} in {where}; fix the model's predict()")
     if isinstance(prediction.masks, LabelMasks) and prediction.masks.labels_HW.max(initial=0) > len(prediction):
         raise PredictionError(
-            f"labels must be at most N for N={len(prediction)} scores, got {prediction.masks.labels_HW.max()} in {where}; "
-            "fix the model's predict()"
+            f"labels must be at most N for N={len(prediction)} scores, got {prediction.masks.labels_HW.max()} in "
+            f"{where}; fix the model's predict()"
         )
     points = prediction.keypoints_NK3
     if points is not None and (points.ndim != 3 or points.shape[0] != len(prediction) or points.shape[2] != 3):

@@ -75,7 +75,11 @@ def blobs(draw, *, max_side: int = 130) -> np.ndarray:
 def partitions(draw, *, max_side: int = 110, max_fields: int = 14) -> np.ndarray:
     """Label images without background: each object shares its borders with its neighbours."""
     rng = np.random.default_rng(draw(seeds))
-    height, width, count = draw(st.integers(2, max_side)), draw(st.integers(2, max_side)), draw(st.integers(1, max_fields))
+    height, width, count = (
+        draw(st.integers(2, max_side)),
+        draw(st.integers(2, max_side)),
+        draw(st.integers(1, max_fields)),
+    )
     ys, xs = np.mgrid[0:height, 0:width]
     places = rng.uniform(0, 1, (count, 2)) * (height, width)
     nearest = np.argmin([np.hypot(ys - y, xs - x) for y, x in places], axis=0)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -23,6 +25,13 @@ class Account:
     instances: int = 0
     bytes_read: int = 0
     failures: list[TileFailure] = field(default_factory=list)
+
+    @contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        """Note the seconds that a step takes."""
+        begin = time.perf_counter()
+        yield
+        self.seconds[what] = time.perf_counter() - begin
 
     def add(self, receipt: BlockReceipt) -> None:
         """Add one block's receipt."""

@@ -172,9 +172,7 @@ def _tile_and_overlap(config: JobConfig, spec: InputSpec) -> tuple[int, int]:
     tile = config.grid.tile or spec.tile_px
     overlap = config.grid.overlap if config.grid.overlap is not None else min(spec.overlap_px, tile // 4)
     if overlap >= tile:
-        raise ConfigError(
-            f"overlap must be smaller than the tile, got overlap={overlap}, tile={tile}; lower --overlap"
-        )
+        raise ConfigError(f"overlap must be smaller than the tile, got overlap={overlap}, tile={tile}; lower --overlap")
     return tile, overlap
 
 

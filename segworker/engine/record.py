@@ -39,6 +39,7 @@ def run_record(
         "run_id": common.run_id,
         "name": job.config.output.name,
         "notes": job.config.output.notes,
+        "status": "done",
         "exit_code": exit_code,
         "started_at": account.started_at.isoformat(),
         "finished_at": datetime.now(UTC).isoformat(),
@@ -82,9 +83,31 @@ def run_record(
         "configuration": job.config.record(),
         "versions": versions(),
     }
-    path = f"runs/{common.run_id}/run.json"
-    open_storage(common.store_uri).write(path, json.dumps(record, indent=2).encode())
+    _write(job, record)
     return record
+
+
+def announce(job: Job, account: Account, error: BaseException | None = None) -> None:
+    """Write a first run.json before any work: a store that cannot be written to says so now. Or that of a failure."""
+    _write(
+        job,
+        {
+            "run_id": job.common.run_id,
+            "name": job.config.output.name,
+            "status": "running" if error is None else "failed",
+            "exit_code": None if error is None else 1,
+            "error": None if error is None else str(error),
+            "started_at": account.started_at.isoformat(),
+            "keys": {"tile_key": job.common.tile_key, "stitch_key": job.common.stitch_key},
+            "configuration": job.config.record(),
+            "versions": versions(),
+        },
+    )
+
+
+def _write(job: Job, record: Mapping[str, Any]) -> None:
+    path = f"runs/{job.common.run_id}/run.json"
+    open_storage(job.common.store_uri).write(path, json.dumps(record, indent=2).encode())
 
 
 def seam_quality(seams: SeamCounts, flags: Counter[str], categories: Mapping[int, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import logging
 import secrets
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -20,7 +21,7 @@ from segworker.engine.phase1 import predict_blocks
 from segworker.engine.phase2 import Stitched, stitch_blocks
 from segworker.engine.predictor import describe_model
 from segworker.engine.progress import Progress
-from segworker.engine.record import run_record, summary_text
+from segworker.engine.record import announce, run_record, summary_text
 from segworker.engine.tiles import TileFailure
 from segworker.errors import ExitCode, SceneError, SegworkerError
 from segworker.io.commit import commit_run, features_version
@@ -61,41 +62,51 @@ def run(config: JobConfig) -> RunSummary:
     facts = describe_model(config.model.model, dict(config.model.model_options), config.model.weights)
     job = make_job(config, facts, run_id)
     _log.info("run %s: %d scenes, %d tiles, %d blocks", run_id, len(job.scenes), job.num_tiles, len(job.blocks))
-    storage = open_storage(config.output.output)
-    base_version = features_version(storage)
     if not job.scenes:
         raise _nothing_readable(job)
+    announce(job, account)
+    try:
+        return _run(job, account)
+    except SegworkerError as error:
+        with suppress(SegworkerError):  # the store may be what failed
+            announce(job, account, error)
+        raise
+
+
+def _run(job: Job, account: Account) -> RunSummary:
+    """Do the work of a job that can begin: predict, stitch, commit, and tell."""
+    config = job.config
+    storage = open_storage(job.common.store_uri)
+    base_version = features_version(storage)
     with cluster(config):
         workers = choose_workers(config)
         job, shard_bytes = _predict(job, workers, account)
         job = _without_lost_scenes(job, account)
         _check_failed(job, account)
-        begin = time.perf_counter()
         scene_nos = reserve_scene_numbers(storage, job.scenes)
-        with Progress("stitch", job.num_tiles, mode=config.engine.progress) as progress:
+        with account.timed("stitch"), Progress("stitch", job.num_tiles, mode=config.engine.progress) as progress:
             stitched = stitch_blocks(job, scene_nos, shard_bytes, tell=progress.add)
-        account.seconds["stitch"] = time.perf_counter() - begin
-    begin = time.perf_counter()
     counts = _counts_by_scene(stitched)
-    commit = commit_run(
-        storage,
-        run_id=run_id,
-        parts=[g.part for g in stitched.groups if g.part is not None],
-        scenes=_scene_rows(job, scene_nos, counts, account),
-        table_crs=job.common.table_crs,
-        base_version=base_version,
-    )
-    account.seconds["commit"] = time.perf_counter() - begin
-    begin = time.perf_counter()
-    shown = list(job.scenes.values())[: config.output.overview]
-    pictures = draw_overviews(storage, run_id, shown, job.grids, job.common.table_crs)
-    account.seconds["overview"] = time.perf_counter() - begin
-    return _finish(job, workers, account, stitched, counts, pictures, commit.features_version)
+    with account.timed("commit"):
+        commit = commit_run(
+            storage,
+            run_id=job.common.run_id,
+            parts=[g.part for g in stitched.groups if g.part is not None],
+            scenes=_scene_rows(job, scene_nos, counts, account),
+            table_crs=job.common.table_crs,
+            base_version=base_version,
+        )
+    with account.timed("overview"):
+        shown = list(job.scenes.values())[: config.output.overview]
+        pictures = draw_overviews(storage, job.common.run_id, shown, job.grids, job.common.table_crs)
+    account.seconds["total"] = time.perf_counter() - account.started
+    exit_code = int(_exit_code(job, account))
+    record = run_record(job, workers, account, stitched, counts, pictures, commit.features_version, exit_code)
+    return RunSummary(exit_code, summary_text(record, storage), record)
 
 
 def _predict(job: Job, workers: Workers, account: Account) -> tuple[Job, dict[int, int]]:
     """Run phase 1 for what is not durable; return the job knowing its partial and lost blocks, and shard sizes."""
-    begin = time.perf_counter()
     storage = open_storage(job.common.store_uri)
     whole, partial = durable_blocks(storage, job.common.tile_key, (b.key for b in job.blocks))
     job = replace(job, partial=frozenset(b.number for b in job.blocks if b.key in partial))
@@ -106,7 +117,8 @@ def _predict(job: Job, workers: Workers, account: Account) -> tuple[Job, dict[in
         _log.info("%d tiles of an earlier run with the same settings are used again", account.tiles["reused"])
     failed: set[int] = set()
     lost: set[int] = set()
-    with Progress("predict", sum(b.num_tiles for b in todo), mode=job.config.engine.progress) as progress:
+    num_tiles = sum(b.num_tiles for b in todo)
+    with account.timed("predict"), Progress("predict", num_tiles, mode=job.config.engine.progress) as progress:
         for receipt in predict_blocks([job.task(b) for b in todo], job.common, workers):
             account.add(receipt)
             progress.add(job.blocks[receipt.number].num_tiles, receipt.num_instances)
@@ -120,7 +132,6 @@ def _predict(job: Job, workers: Workers, account: Account) -> tuple[Job, dict[in
         account.failures += _all_failed(job, number)
         account.tiles["failed"] += job.blocks[number].num_tiles
     lost |= missing
-    account.seconds["predict"] = time.perf_counter() - begin
     return replace(job, partial=frozenset(failed - lost), lost=frozenset(lost)), {
         k: v for k, v in sizes.items() if k not in lost
     }
@@ -212,20 +223,3 @@ def _exit_code(job: Job, account: Account) -> ExitCode:
 def _nothing_readable(job: Job) -> SceneError:
     more = f" (and {len(job.failures) - 1} more scenes)" if len(job.failures) > 1 else ""
     return SceneError(f"{job.failures[0].error}{more}")
-
-
-def _finish(
-    job: Job,
-    workers: Workers,
-    account: Account,
-    stitched: Stitched,
-    counts: dict[str, Counter[str]],
-    pictures: list[str],
-    version: int,
-) -> RunSummary:
-    """Write run.json and put the summary together."""
-    account.seconds["total"] = time.perf_counter() - account.started
-    exit_code = _exit_code(job, account)
-    record = run_record(job, workers, account, stitched, counts, pictures, version, int(exit_code))
-    storage = open_storage(job.common.store_uri)
-    return RunSummary(int(exit_code), summary_text(record, storage), record)

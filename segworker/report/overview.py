@@ -85,7 +85,8 @@ def _picture_scale(scene: Scene) -> float:
 def _picture(scene: Scene, scale: float) -> Image.Image:
     """Return the scene's pixels at the picture's scale, stretched between their 1st and 99th percentiles."""
     grid = Grid.of_scene(scene, tile_px=MAX_SIDE_PX * 2, overlap_px=0, scale=min(scale, 1.0))
-    with SceneReader(scene, scale=grid.scale, spec=InputSpec(num_bands=3)) as reader:
+    bands = (1,) if scene.num_bands == 2 else None  # neither grey nor colour: the first one, as grey
+    with SceneReader(scene, scale=grid.scale, bands=bands, spec=InputSpec(num_bands=3)) as reader:
         pixels, valid = reader.read_window(Window(0, 0, grid.width, grid.height))
     image = Image.fromarray(_stretched(pixels, valid))
     if scale > 1:

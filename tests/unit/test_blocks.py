@@ -15,7 +15,9 @@ from segworker.grid import Grid
 from segworker.types import Window
 
 
-def scene(number: int = 0, width: int = 3000, height: int = 2000, tile: int = 256, overlap: int = 32, pixel_bytes: int = 3):
+def scene(
+    number: int = 0, width: int = 3000, height: int = 2000, tile: int = 256, overlap: int = 32, pixel_bytes: int = 3
+):
     return SceneGrid(Grid(f"s{number}", width, height, tile, overlap), f"identity {number}", pixel_bytes)
 
 

@@ -183,7 +183,9 @@ def test_boxes_outside_the_window_are_cut_or_dropped(form: str) -> None:
     wanted = [[left, top + 10, left + 5, top + 20], [left + 60, top + 60, left + 64, top + 64]]
     if form == "lattice":  # half of the outer cell is below 0.5, which is far outside for the second box: cut there
         assert len(got) <= 2
-        assert ((got.boxes_xyxy >= np.array([left, top] * 2)) & (got.boxes_xyxy <= np.array([left + 64, top + 64] * 2))).all()
+        assert (
+            (got.boxes_xyxy >= np.array([left, top] * 2)) & (got.boxes_xyxy <= np.array([left + 64, top + 64] * 2))
+        ).all()
     else:
         assert got.boxes_xyxy.tolist() == wanted
         assert np.allclose(got.scores, [0.3, 0.4])

@@ -29,7 +29,9 @@ def images_of(runs: Runs, window: Window) -> np.ndarray:
         for k in range(runs.offsets[i], runs.offsets[i + 1]):
             assert window.row_off <= runs.rows[k] < window.row_end
             assert window.col_off <= runs.starts[k] < runs.stops[k] <= window.col_end
-            images[i, runs.rows[k] - window.row_off, runs.starts[k] - window.col_off : runs.stops[k] - window.col_off] = 1
+            images[
+                i, runs.rows[k] - window.row_off, runs.starts[k] - window.col_off : runs.stops[k] - window.col_off
+            ] = 1
     return images
 
 
