@@ -113,19 +113,26 @@ def group_order(groups: NDArray[np.integer], num_groups: int) -> tuple[I64, I64]
     return order, np.bincount(groups, minlength=num_groups).astype(np.int64)
 
 
-def exclusive_runs(runs: Runs, *, priority: NDArray[np.integer], window: Window) -> Runs:
-    """Give each pixel of `window` to the one mask with the lowest priority value among those that hold it.
+def exclusive_runs(runs: Runs, *, groups: NDArray[np.integer], priority: NDArray[np.integer], window: Window) -> Runs:
+    """Return mask g = the pixels of `window` that go to group g: each to the group with the lowest priority value.
 
     Args:
         runs: N masks.
-        priority: (N,) distinct values, a total order; 0 wins.
+        groups: (N,) the group of each mask, 0 to G - 1.
+        priority: (G,) distinct values, a total order; 0 wins.
         window: grid pixels; what lies outside is cut off.
     """
-    order = np.argsort(-priority.astype(np.int64), kind="stable").astype(np.int64)
+    order = np.argsort(-priority.astype(np.int64)[groups], kind="stable").astype(np.int64)
     image = np.zeros(window.shape_yx, np.int32)
-    labels = np.arange(1, len(runs) + 1, dtype=np.int32)
+    labels = groups.astype(np.int32) + 1
     _paint(runs.rows, runs.starts, runs.stops, runs.offsets, order, labels, image, window.row_off, window.col_off)
-    return runs_from_labels(image, len(runs), window=window)
+    return runs_from_labels(image, len(priority), window=window)
+
+
+def sums_in(runs: Runs, window: Window) -> tuple[I64, I64]:
+    """Return ((N,) pixels inside a window, (N, 2) row and column of the first of them; -1 where there is none)."""
+    zone = np.array([window.col_off, window.row_off, window.col_end, window.row_end], np.int64)
+    return _sums_in(runs.rows, runs.starts, runs.stops, runs.offsets, zone)
 
 
 def _segment_sums(values: I64, offsets: I64) -> I64:
@@ -182,6 +189,21 @@ def _paint(
             if 0 <= y < height:
                 for x in range(max(0, starts[k] - col_off), min(width, stops[k] - col_off)):
                     image[y, x] = labels[i]
+
+
+@kernel
+def _sums_in(rows: I32, starts: I32, stops: I32, offsets: I64, zone: I64) -> tuple[I64, I64]:
+    areas = np.zeros(len(offsets) - 1, np.int64)
+    first = np.full((len(offsets) - 1, 2), -1, np.int64)
+    for i in range(len(areas)):
+        for k in range(offsets[i], offsets[i + 1]):
+            if zone[1] <= rows[k] < zone[3]:
+                begin, end = max(np.int64(starts[k]), zone[0]), min(np.int64(stops[k]), zone[2])
+                if end > begin:
+                    if areas[i] == 0:
+                        first[i, 0], first[i, 1] = rows[k], begin
+                    areas[i] += end - begin
+    return areas, first
 
 
 @kernel

@@ -102,7 +102,7 @@ def link(first: Instances, second: Instances, *, grid: Grid, rule: SeamRule) -> 
     pairs, common = _common(a, b, strip, trusted)
     inter, iou = _compare(a, b, pairs, common, grid, rule)
     i, j = pairs[:, 0], pairs[:, 1]
-    voted = _votes(i, inter, _tie_keys(b, j)) | _votes(j, inter, _tie_keys(a, i))
+    voted = _votes(i, inter, iou, _tie_keys(b, j)) | _votes(j, inter, iou, _tie_keys(a, i))
     won = voted & (iou >= rule.min_iou)
     linked = pairs[won]
     seen = np.concatenate([_seen(a, linked[:, 0], rule), _seen(b, linked[:, 1], rule)])
@@ -133,9 +133,9 @@ def _compare(
     return inter, inter / np.maximum(a.area[i, zone] + b.area[j, zone] - inter, 1)
 
 
-def _votes(voter: I64, inter: I64, ties: tuple[I64, ...]) -> NDArray[np.bool_]:
-    """Return which pairs are the one vote of their voter: most common pixels, then the partner by `ties`."""
-    order = np.lexsort((*ties, -inter, voter))
+def _votes(voter: I64, inter: I64, iou: NDArray[np.float64], ties: tuple[I64, ...]) -> NDArray[np.bool_]:
+    """Return which pairs are the one vote of their voter: most common pixels, then IoU, then the partner by `ties`."""
+    order = np.lexsort((*ties, -iou, -inter, voter))
     leads = np.ones(len(order), np.bool_)
     leads[1:] = voter[order][1:] != voter[order][:-1]
     best = np.zeros(len(voter), np.bool_)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segworker.errors import PredictionError
+from segworker.jit import kernel
 
 Affine6: TypeAlias = tuple[float, float, float, float, float, float]
 
@@ -287,8 +288,7 @@ class Runs:
         picked = np.flatnonzero(indices) if indices.dtype == np.bool_ else np.asarray(indices, np.int64)
         counts = np.diff(self.offsets)[picked]
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        source = np.repeat(self.offsets[:-1][picked] - offsets[:-1], counts) + np.arange(offsets[-1])
-        return Runs(self.rows[source], self.starts[source], self.stops[source], offsets)
+        return Runs(*_gather(self.rows, self.starts, self.stops, self.offsets, picked, offsets), offsets)
 
     @classmethod
     def concatenate(cls, parts: list[Runs]) -> Runs:
@@ -303,6 +303,24 @@ class Runs:
             np.concatenate([p.stops for p in parts]),
             np.concatenate([np.zeros(1, np.int64), *offsets]),
         )
+
+
+@kernel
+def _gather(
+    rows: NDArray[np.int32],
+    starts: NDArray[np.int32],
+    stops: NDArray[np.int32],
+    offsets: NDArray[np.int64],
+    picked: NDArray[np.int64],
+    new_offsets: NDArray[np.int64],
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
+    total = new_offsets[-1]
+    out = np.empty(total, np.int32), np.empty(total, np.int32), np.empty(total, np.int32)
+    for i in range(len(picked)):
+        shift = offsets[picked[i]] - new_offsets[i]
+        for k in range(new_offsets[i], new_offsets[i + 1]):
+            out[0][k], out[1][k], out[2][k] = rows[k + shift], starts[k + shift], stops[k + shift]
+    return out
 
 
 class Edge:

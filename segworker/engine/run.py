@@ -27,7 +27,7 @@ from segworker.errors import ExitCode, SceneError, SegworkerError
 from segworker.io.commit import commit_run, features_version
 from segworker.io.failures import redact
 from segworker.io.ids import reserve_scene_numbers
-from segworker.io.shards import durable_blocks
+from segworker.io.shards import durable_blocks, expire_shards
 from segworker.io.storage import open_storage
 from segworker.report.overview import draw_overviews
 from segworker.schema import COMMIT_COLUMNS, SCENES
@@ -99,6 +99,9 @@ def _run(job: Job, account: Account) -> RunSummary:
     with account.timed("overview"):
         shown = list(job.scenes.values())[: config.output.overview]
         pictures = draw_overviews(storage, job.common.run_id, shown, job.grids, job.common.table_crs)
+    if not (job.failures or account.failures):
+        keep_s = config.output.keep_work.total_seconds()
+        expire_shards(storage, job.common.tile_key, keep_s=keep_s, now_s=time.time())
     account.seconds["total"] = time.perf_counter() - account.started
     exit_code = int(_exit_code(job, account))
     record = run_record(job, workers, account, stitched, counts, pictures, commit.features_version, exit_code)

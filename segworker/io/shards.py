@@ -24,6 +24,7 @@ TileId = tuple[str, int, int]
 "scene_id, row and column of a tile."
 Status = Literal["done", "nodata", "outside"]
 
+SHARED_AFTER_S = 86_400.0
 _INTS = pa.list_(pa.int32())
 SHARD = pa.schema(
     [
@@ -106,6 +107,17 @@ def durable_blocks(storage: Storage, tile_key: str, block_keys: Iterable[str]) -
     whole = {k: sizes[f"{k}.parquet"] for k in keys if f"{k}.parquet" in sizes}
     partial = {k: sizes[f"{k}.partial.parquet"] for k in keys - set(whole) if f"{k}.partial.parquet" in sizes}
     return whole, partial
+
+
+def expire_shards(storage: Storage, tile_key: str, *, keep_s: float, now_s: float) -> int:
+    """Remove shards older than `keep_s` seconds and return how many.
+
+    Below a day only those of `tile_key` go: another run may be at work on the others.
+    """
+    folder = "work" if keep_s >= SHARED_AFTER_S else f"work/{tile_key}"
+    old = [info.path for info in storage.list(folder) if now_s - info.mtime_s >= keep_s]
+    storage.delete(old)
+    return len(old)
 
 
 def empty_instances(grid: Grid, row: int, col: int) -> Instances:

@@ -34,13 +34,14 @@ def cut_block(
     fail the area limits, are dropped; the parts of border features are settled by `rank_blocks`.
     """
     settled = _settle(links, border)
+    component = _joined(links.component, border)
     kept = settled.kept(options)
     priority = settled.priority()
     runs, components, seams = [], [], []
     base = 0
     for key in sorted(own):
         tile = own[key]
-        local = links.component[base : base + len(tile)]
+        local = component[base : base + len(tile)]
         base += len(tile)
         chosen = np.flatnonzero(kept[local])
         cut, here = _cut_core(tile.take(chosen), local[chosen], priority, options)
@@ -53,6 +54,14 @@ def cut_block(
     present, merged, num_tiles, cut_flag = pieces
     result = _make_pieces(settled.take(present), merged, num_tiles, cut_flag, feature[present])
     return result.take(np.flatnonzero((result.features >= 0) | area_kept(masks.areas_px(merged), options)))
+
+
+def _joined(component: I64, border: BorderFeatures) -> I64:
+    """Return the component of each instance, those of one feature under the number of the first: joined elsewhere."""
+    _, first, inverse = np.unique(border.features, return_index=True, return_inverse=True)
+    number = np.arange(int(component.max(initial=-1)) + 1)
+    number[border.components] = border.components[first[inverse.ravel()]]
+    return np.asarray(number[component], np.int64)
 
 
 def _settle(links: BlockLinks, border: BorderFeatures) -> Settled:
@@ -70,9 +79,11 @@ def _cut_core(tile: Instances, local: I64, priority: I64, options: StitchOptions
     """Return (core pixels by component, the components)."""
     core = tile.tile.core
     present, group = np.unique(local, return_inverse=True)
-    runs = masks.merge_runs(masks.clip_runs(tile.runs, core), group.ravel(), len(present))
-    if options.exclusive and len(present) > 1:
-        runs = masks.exclusive_runs(runs, priority=priority[present], window=core)
+    group = group.ravel()
+    if options.exclusive:
+        runs = masks.exclusive_runs(tile.runs, groups=group, priority=priority[present], window=core)
+    else:
+        runs = masks.merge_runs(masks.clip_runs(tile.runs, core), group, len(present))
     filled = np.flatnonzero(np.diff(runs.offsets))
     return runs.take(filled), present[filled]
 
@@ -82,7 +93,7 @@ def _lost_share(tile: Instances, local: I64, present: I64) -> NDArray[np.bool_]:
     full = np.zeros(int(local.max()) + 1 if len(local) else 0, np.int64)
     core = np.zeros_like(full)
     np.add.at(full, local, masks.areas_px(tile.runs))
-    np.add.at(core, local, masks.areas_px(masks.clip_runs(tile.runs, tile.tile.core)))
+    np.add.at(core, local, masks.sums_in(tile.runs, tile.tile.core)[0])
     beyond = full - core
     return np.asarray(beyond[present] > np.minimum(64, 0.1 * full[present]))
 

@@ -127,10 +127,10 @@ def _union(num_nodes: int, a: I64, b: I64) -> I64:
 
 def _instance_sums(tiles: Sequence[Instances], component: I64) -> Sums:
     """Return the sums of local components over the cores of their tiles."""
-    cores = [masks.clip_runs(t.runs, t.tile.core) for t in tiles]
-    area = np.concatenate([np.zeros(0, np.int64), *(masks.areas_px(c) for c in cores)])
+    cores = [masks.sums_in(t.runs, t.tile.core) for t in tiles]
+    area = np.concatenate([np.zeros(0, np.int64), *(c[0] for c in cores)])
     scores = np.concatenate([np.zeros(0), *(t.scores for t in tiles)])
-    first = np.concatenate([np.zeros((0, 2), np.int64), *(masks.first_pixels_yx(c) for c in cores)]).astype(np.int64)
+    first = np.concatenate([np.zeros((0, 2), np.int64), *(c[1] for c in cores)])
     first[area == 0] = NOWHERE
     class_ids = np.concatenate([np.zeros(0, np.int64), *(t.class_ids for t in tiles)]).astype(np.int64)
     nodes = np.arange(len(area))

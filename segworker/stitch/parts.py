@@ -234,10 +234,12 @@ def _unkey(key: I64) -> I64:
 
 def _add_classes(rows: I64) -> I64:
     """Sum the areas of equal (component, class) rows."""
-    unique, inverse = np.unique(rows[:, :2], axis=0, return_inverse=True)
-    areas = np.zeros(len(unique), np.int64)
+    classes, index = np.unique(rows[:, 1], return_inverse=True)
+    keys, inverse = np.unique(rows[:, 0] * max(1, len(classes)) + index.ravel(), return_inverse=True)
+    areas = np.zeros(len(keys), np.int64)
     np.add.at(areas, inverse.ravel(), rows[:, 2])
-    return np.column_stack([unique, areas]).astype(np.int64)
+    component, class_index = np.divmod(keys, max(1, len(classes)))
+    return np.column_stack([component, classes[class_index] if len(keys) else component, areas]).astype(np.int64)
 
 
 def area_kept(area: I64, options: StitchOptions) -> NDArray[np.bool_]:

@@ -166,6 +166,12 @@ def test_a_rim_beside_the_true_partner_does_not_weld() -> None:
     assert pairs_of(left, right) == [[0, 0], [1, 1]]
 
 
+def test_what_lies_inside_another_object_is_linked_with_itself() -> None:
+    house, parcel = scene_of((215, 100, 265, 140)), scene_of((150, 80, 330, 160))
+    assert pairs_of([house, parcel], [house, parcel]) == [[0, 0], [1, 1]]
+    assert pairs_of([parcel, house], [house, parcel]) == [[0, 1], [1, 0]]
+
+
 def test_a_speck_is_linked_although_it_shows_little() -> None:
     speck = scene_of((230, 100, 232, 102))
     assert pairs_of([speck], [speck]) == [[0, 0]]
