@@ -65,7 +65,7 @@ def mask_lists(*, max_masks: int = 6, side: int = 9):
 @st.composite
 def blobs(draw, *, max_side: int = 130) -> np.ndarray:
     """Label images of 8-connected objects: specks, blobs, snakes and rings, from a pixel to the whole scene."""
-    height, width = draw(st.integers(1, max_side)), draw(st.integers(1, max_side))
+    height, width = draw(_sides(max_side)), draw(_sides(max_side))
     sigma, level = draw(st.floats(0.6, 10)), draw(st.floats(-0.6, 0.6))
     noise = ndimage.gaussian_filter(np.random.default_rng(draw(seeds)).normal(size=(height, width)), sigma)
     return ndimage.label(noise > level * noise.std(), EIGHT)[0].astype(np.int32)
@@ -75,15 +75,16 @@ def blobs(draw, *, max_side: int = 130) -> np.ndarray:
 def partitions(draw, *, max_side: int = 110, max_fields: int = 14) -> np.ndarray:
     """Label images without background: each object shares its borders with its neighbours."""
     rng = np.random.default_rng(draw(seeds))
-    height, width, count = (
-        draw(st.integers(2, max_side)),
-        draw(st.integers(2, max_side)),
-        draw(st.integers(1, max_fields)),
-    )
+    height, width, count = draw(_sides(max_side)), draw(_sides(max_side)), draw(st.integers(1, max_fields))
     ys, xs = np.mgrid[0:height, 0:width]
     places = rng.uniform(0, 1, (count, 2)) * (height, width)
     nearest = np.argmin([np.hypot(ys - y, xs - x) for y, x in places], axis=0)
     return components_of(nearest + 1)
+
+
+def _sides(limit: int):
+    """Sides of scenes: as often large as any."""
+    return st.one_of(st.integers(1, limit), st.integers(limit * 2 // 3, limit))
 
 
 def components_of(labels_HW: np.ndarray) -> np.ndarray:

@@ -163,7 +163,11 @@ def _without_lost_scenes(job: Job, account: Account) -> Job:
         job,
         scenes={i: s for i, s in job.scenes.items() if i not in lost},
         failures=tuple(sorted([*job.failures, *failures], key=lambda f: f.scene_id)),
-        blocks=tuple(replace(b, ranges=tuple(r for r in b.ranges if r.scene_id not in lost)) for b in job.blocks),
+        blocks=tuple(
+            replace(b, ranges=kept)
+            for b in job.blocks
+            if (kept := tuple(r for r in b.ranges if r.scene_id not in lost))
+        ),
     )
 
 

@@ -193,7 +193,7 @@ DIAGONALS = np.where(np.abs(np.subtract.outer(np.arange(90), np.arange(90))) % 1
 NESTED = np.array([[max(abs(y - 50), abs(x - 50)) // 4 % 2 for x in range(100)] for y in range(100)])
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=80)
 @given(st.one_of(blobs(), blobs(), partitions()), st.sampled_from(["one", "several"]), seeds, st.data())
 @example(ONE_PIXEL, "one", 0, None)
 @example(EMPTY, "one", 0, None)
@@ -216,7 +216,7 @@ def test_results_do_not_depend_on_the_grid(tile: int, overlap: int) -> None:
     check_is(stitch_scene(perfect_tiles(labels, grid), grid=grid, options=OPTIONS), labels)
 
 
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=40)
 @given(blobs(max_side=100), st.sampled_from(["one", "several"]), st.integers(1, 6), seeds, st.data())
 def test_objects_in_parts_are_one_where_a_tile_could_see_it(labels, parts: str, modulus: int, seed: int, data) -> None:
     scattered = np.where(labels > 0, labels % modulus + 1, 0)
@@ -254,7 +254,7 @@ def test_objects_of_a_hundred_tiles(labels: np.ndarray, side: int) -> None:
     check_equal(features, stitch_scene(tiles, grid=grid, options=OPTIONS))
 
 
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=20)
 @given(blobs(), seeds, st.data())
 def test_objects_keep_their_classes(labels: np.ndarray, seed: int, data) -> None:
     grid = data.draw(tilings(labels.shape))
@@ -274,7 +274,7 @@ VARIANTS = [
 ]
 
 
-@settings(deadline=None, max_examples=18)
+@settings(deadline=None, max_examples=60)
 @given(blobs(max_side=90), seeds, st.sampled_from(VARIANTS), st.integers(1, 4), st.booleans(), st.data())
 def test_results_do_not_depend_on_blocks(labels, seed: int, options: StitchOptions, side: int, noisy, data) -> None:
     grid = data.draw(tilings(labels.shape, max_tile=48))
@@ -284,7 +284,7 @@ def test_results_do_not_depend_on_blocks(labels, seed: int, options: StitchOptio
     check_equal(stitch_in_blocks(tiles, grid, side, options, np.random.default_rng(seed)), at_once)
 
 
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=25)
 @given(blobs(max_side=90), seeds, st.sampled_from(VARIANTS), st.data())
 def test_results_do_not_depend_on_the_order_of_tiles_and_instances(labels, seed: int, options, data) -> None:
     grid = data.draw(tilings(labels.shape, max_tile=48))
@@ -294,7 +294,7 @@ def test_results_do_not_depend_on_the_order_of_tiles_and_instances(labels, seed:
     check_equal(stitch_scene(shuffled, grid=grid, options=options), stitch_scene(tiles, grid=grid, options=options))
 
 
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=25)
 @given(blobs(max_side=90), seeds, st.integers(1, 3), st.data())
 def test_statistics_count_each_pair_of_tiles_once(labels: np.ndarray, seed: int, side: int, data) -> None:
     grid = data.draw(tilings(labels.shape, max_tile=48))
