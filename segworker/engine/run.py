@@ -17,6 +17,7 @@ from segworker.config import JobConfig
 from segworker.engine.account import Account
 from segworker.engine.cluster import Workers, choose_workers, cluster
 from segworker.engine.job import Job, make_job
+from segworker.engine.memory import check_memory
 from segworker.engine.phase1 import predict_blocks
 from segworker.engine.phase2 import Stitched, stitch_blocks
 from segworker.engine.predictor import describe_model
@@ -64,6 +65,7 @@ def run(config: JobConfig) -> RunSummary:
     _log.info("run %s: %d scenes, %d tiles, %d blocks", run_id, len(job.scenes), job.num_tiles, len(job.blocks))
     if not job.scenes:
         raise _nothing_readable(job)
+    check_memory(job)
     announce(job, account)
     try:
         return _run(job, account)

@@ -9,6 +9,7 @@ import numpy as np
 
 from segworker.config import JobConfig
 from segworker.engine.job import Job, make_job
+from segworker.engine.memory import check_memory, worker_bytes
 from segworker.engine.predictor import describe_model
 from segworker.errors import SegworkerError
 from segworker.geo import pixel_size_m
@@ -35,6 +36,7 @@ def plan(config: JobConfig) -> PlanSummary:
     """Return what a run of this configuration would read, predict and write."""
     facts = describe_model(config.model.model, dict(config.model.model_options), config.model.weights)
     job = make_job(config, facts, "dry-run")
+    check_memory(job)
     storage = open_storage(config.output.output)
     whole, _ = durable_blocks(storage, job.common.tile_key, (b.key for b in job.blocks))
     reused = sum(b.num_tiles for b in job.blocks if b.key in whole)
@@ -72,24 +74,6 @@ def plan(config: JobConfig) -> PlanSummary:
     ]
     text += [f"cannot    {f.scene_id}: {f.error}" for f in job.failures[:MAX_LISTED]]
     return PlanSummary("\n".join(text), record)
-
-
-def worker_bytes(job: Job) -> int:
-    """Return the memory that a predictor needs for pixels: two blocks waiting, one in work, one batch as float32."""
-    if not job.blocks:
-        return 0
-    largest = max(job.blocks, key=lambda b: b.num_tiles)
-    block = 0
-    batch = 0
-    for part in largest.ranges:
-        scene, grid = job.scenes[part.scene_id], job.grids[part.scene_id]
-        tile = grid.tile(part.row_start, part.col_start).window
-        bands = job.common.model.spec.num_bands
-        count = (part.row_stop - part.row_start) * (part.col_stop - part.col_start)
-        block += count * tile.area_px * bands * np.dtype(scene.dtype).itemsize
-        size = min(count, job.common.tiles_per_batch(tile.shape_yx))
-        batch = max(batch, size * tile.area_px * (bands * 4 + 1))
-    return 3 * block + batch
 
 
 def _shares(job: Job) -> dict[str, float]:

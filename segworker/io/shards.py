@@ -85,18 +85,20 @@ def read_shard(
     storage: Storage, path: str, grids: Mapping[str, Grid], *, wanted: Collection[TileId] | None = None
 ) -> list[TileResult]:
     """Return the results of a shard's tiles (of those in `wanted` that it holds)."""
-    file = pq.ParquetFile(storage.open_input(path))
-    tiles = [(str(t[0]), int(t[1]), int(t[2])) for t in json.loads(file.schema_arrow.metadata[b"tiles"])]
-    chosen = [k for k, tile_id in enumerate(tiles) if wanted is None or tile_id in wanted]
-    if not chosen:
-        return []
-    table = file.read_row_groups(chosen)
+    with storage.open_input(path) as source:
+        file = pq.ParquetFile(source)
+        tiles = [(str(t[0]), int(t[1]), int(t[2])) for t in json.loads(file.schema_arrow.metadata[b"tiles"])]
+        chosen = [k for k, tile_id in enumerate(tiles) if wanted is None or tile_id in wanted]
+        if not chosen:
+            return []
+        table = file.read_row_groups(chosen)
     return [_result(table, k, grids[str(table["scene_id"][k])]) for k in range(len(table))]
 
 
 def tiles_in_shard(storage: Storage, path: str) -> set[TileId]:
     """Return which tiles a shard holds, from its footer."""
-    metadata = pq.read_schema(storage.open_input(path)).metadata
+    with storage.open_input(path) as source:
+        metadata = pq.read_schema(source).metadata
     return {(str(t[0]), int(t[1]), int(t[2])) for t in json.loads(metadata[b"tiles"])}
 
 

@@ -145,16 +145,28 @@ def fields_of(runs: Runs) -> tuple[np.ndarray, ...]:
 
 @few
 @given(mask_lists(), st.randoms(use_true_random=False), windows(max_off=8, max_side=12))
-def test_exclusive_pixels_go_to_the_lowest_priority_value(stack: np.ndarray, random, window: Window) -> None:
-    priority = np.array(random.sample(range(100), len(stack)), np.int64)
+def test_exclusive_pixels_go_to_the_group_with_the_lowest_value(stack: np.ndarray, random, window: Window) -> None:
+    groups = np.array([random.randrange(4) for _ in stack], np.int64)
+    priority = np.array(random.sample(range(100), 4), np.int64)
+    exclusive = masks.exclusive_runs(runs_of(stack), groups=groups, priority=priority, window=window)
+    check_order(exclusive)
     whole = Window(0, 0, 20, 20)
-    exclusive = images_of(masks.exclusive_runs(runs_of(stack), priority=priority, window=window), whole)
     best = np.full(whole.shape_yx, 1000)
-    for value, mask in zip(priority, stack, strict=True):
-        best[:9, :9] = np.where(mask, np.minimum(best[:9, :9], value), best[:9, :9])
+    for group, mask in zip(groups, stack, strict=True):
+        best[:9, :9] = np.where(mask, np.minimum(best[:9, :9], priority[group]), best[:9, :9])
     inside = np.zeros(whole.shape_yx, bool)
     inside[window.slices_in(whole)] = True
-    assert np.array_equal(exclusive, (best == priority[:, None, None]) & inside)
+    assert np.array_equal(images_of(exclusive, whole), (best == priority[:, None, None]) & inside)
+
+
+@few
+@given(mask_lists(), windows())
+def test_sums_in_a_window_are_those_of_the_clipped_masks(stack: np.ndarray, window: Window) -> None:
+    runs = runs_of(stack, Window(5, 3, 9, 9))
+    clipped = masks.clip_runs(runs, window)
+    areas, first = masks.sums_in(runs, window)
+    assert areas.tolist() == masks.areas_px(clipped).tolist()
+    assert first.tolist() == masks.first_pixels_yx(clipped).tolist()
 
 
 @few
@@ -176,7 +188,9 @@ def test_no_masks_and_empty_masks() -> None:
         assert masks.boxes_xyxy(runs).shape == (count, 4)
         assert masks.coordinate_sums_xy2(runs).shape == (count, 2)
         assert len(masks.clip_runs(runs, window)) == count
-        assert len(masks.exclusive_runs(runs, priority=np.arange(count), window=window)) == count
+        every = np.arange(count)
+        assert len(masks.exclusive_runs(runs, groups=every, priority=every, window=window)) == count
+        assert masks.sums_in(runs, window)[1].tolist() == [[-1, -1]] * count
         assert len(masks.merge_runs(runs, np.zeros(count, np.int64), 2)) == 2
         assert not masks.labels_from_runs(runs, window=window).any()
     assert masks.runs_from_labels(np.zeros((0, 0), int), 2, window=Window(0, 0, 0, 0)).offsets.tolist() == [0, 0, 0]

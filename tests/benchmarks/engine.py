@@ -1,0 +1,385 @@
+"""Measure the engine beside what it is compared with, in one run with equal thread settings.
+
+    python tests/benchmarks/engine.py [--parts a,b,c,d,e] [--quick]
+
+a  the whole pipeline beside the same model in a plain loop over the same tiles: read, predict, decode, no Ray
+b  what reading alone can deliver, with a model that costs nothing: how many CPUs a GPU needs
+c  8 and 16 predictors whose model only waits 0.5 s for each tile, beside 8 / 0.5 and 16 / 0.5 tiles/s
+d  what the engine itself costs for each tile: a model that costs nothing, on many tiny tiles
+e  thousands of small PNGs in one run
+
+Starting processes is told apart: predictors are up before the first tile is read. A rate is from the first to the last
+block that becomes durable, or, where it says 'with ends', from the beginning of the first block's reading. CPU seconds
+are those of all processes of the engine, Ray's own included. Ray sets OMP_NUM_THREADS=1 in its workers and the engine gives
+torch the predictor's share of the cores; the plain loop runs in a process of its own with the same settings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import platform
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+import ray
+import torch
+from engine_models import write_micrograph, write_pictures
+from ray.data import DataContext
+from rasterio.windows import Window
+
+from segworker import engine
+from segworker.config import JobConfig
+from segworker.config_load import from_flat
+from segworker.decode import decode_instances
+from segworker.engine.cluster import choose_workers, cluster
+from segworker.engine.job import Job, ModelFacts, make_job
+from segworker.engine.phase1 import predict_blocks
+from segworker.engine.predictor import describe_model
+from segworker.engine.record import versions
+from segworker.engine.tiles import BlockReceipt
+from segworker.grid import Grid
+from segworker.models.protocol import choose_device, place, predict_arrays
+from segworker.models.registry import load_model, model_entry
+from segworker.types import Tile
+
+STAGES = ("read", "predict", "decode")
+AIM = 0.95
+WAIT_S = 0.5
+
+
+@dataclass(slots=True)
+class Pass:
+    """One phase 1: when each block became durable."""
+
+    threads: int
+    at_s: list[float] = field(default_factory=list)
+    "Since the beginning, start-up included."
+    cpu_s: list[float] = field(default_factory=list)
+    "What all processes had used by then."
+    receipts: list[BlockReceipt] = field(default_factory=list)
+
+    @property
+    def num_tiles(self) -> int:
+        return sum(r.num_done for r in self.receipts)
+
+    @property
+    def start_up_s(self) -> float:
+        return self.at_s[0] - sum(self.receipts[0].seconds.values())
+
+    @property
+    def rate(self) -> float:
+        """Tiles/s from the first to the last receipt."""
+        return sum(r.num_done for r in self.receipts[1:]) / (self.at_s[-1] - self.at_s[0])
+
+    @property
+    def rate_with_ends(self) -> float:
+        return self.num_tiles / (self.at_s[-1] - self.start_up_s)
+
+    @property
+    def cpu_per_tile(self) -> float:
+        return (self.cpu_s[-1] - self.cpu_s[0]) / sum(r.num_done for r in self.receipts[1:])
+
+    @property
+    def stage_s(self) -> dict[str, float]:
+        """Seconds for each tile by stage, as the stages themselves measured them."""
+        total: Counter[str] = Counter()
+        for receipt in self.receipts:
+            total.update(receipt.seconds)
+        return {stage: total[stage] / self.num_tiles for stage in STAGES}
+
+    def middle_rate(self, skip: int) -> float:
+        """Tiles/s without the first and the last `skip` blocks."""
+        inner = self.receipts[skip : len(self.receipts) - skip]
+        return sum(r.num_done for r in inner) / (self.at_s[-skip - 1] - self.at_s[skip - 1])
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """What a plain loop took."""
+
+    num_tiles: int
+    seconds: dict[str, float]
+    cpu_s: float
+
+    @property
+    def total_s(self) -> float:
+        return sum(self.seconds.values())
+
+
+def job_of(scenes: Path, store: Path, **options: Any) -> tuple[JobConfig, Job]:
+    """Return a configuration and its job, planned."""
+    fixed = {"progress": "off", "overview": 0, "log_level": "warning", "address": "local"}
+    config = from_flat(scenes=[str(scenes)], output=str(store), **(fixed | options))
+    facts = describe_model(config.model.model, dict(config.model.model_options), config.model.weights)
+    return config, make_job(config, facts, "benchmark")
+
+
+def run_phase1(config: JobConfig, job: Job) -> Pass:
+    """Predict all blocks of a job as a run does, and note when each receipt comes."""
+    with cluster(config):
+        workers = choose_workers(config)
+        DataContext.get_current().wait_for_min_actors_s = 500  # otherwise reading gets ahead while they start
+        done = Pass(workers.threads)
+        begin = time.perf_counter()
+        for receipt in predict_blocks([job.task(b) for b in job.blocks], job.common, workers):
+            done.at_s.append(time.perf_counter() - begin)
+            done.cpu_s.append(cpu_seconds())
+            done.receipts.append(receipt)
+    failures = [f for r in done.receipts for f in r.failures]
+    if failures or done.num_tiles != job.num_tiles:
+        raise RuntimeError(f"{done.num_tiles} of {job.num_tiles} tiles: {failures[:1]}")
+    return done
+
+
+def cpu_seconds() -> float:
+    """Return the CPU seconds of this process and all processes below it."""
+    parents, ticks = {}, {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            values = path.read_text().rpartition(")")[2].split()
+        except OSError:  # it has just ended
+            continue
+        pid = int(path.parent.name)
+        parents[pid], ticks[pid] = int(values[1]), int(values[11]) + int(values[12])
+    own = {os.getpid()}
+    while more := {pid for pid, parent in parents.items() if parent in own} - own:
+        own |= more
+    return sum(ticks[pid] for pid in own) / os.sysconf("SC_CLK_TCK")
+
+
+def plain_loop(
+    path: Path, facts: ModelFacts, grid: Grid, tiles: Sequence[Tile], batch_size: int, threads: int
+) -> Loop:
+    """Read, predict and decode tiles one batch after the other, as a script would; the first batch is for warming up."""
+    torch.set_num_threads(threads)
+    device = choose_device("cpu")
+    model = place(load_model(facts.ref, options=dict(facts.options)), device)
+    seconds = dict.fromkeys(STAGES, 0.0)
+    with rasterio.open(path) as scene:
+        for k in range(-batch_size, len(tiles), batch_size):
+            if k == 0:
+                seconds, cpu = dict.fromkeys(STAGES, 0.0), time.process_time()
+            batch = tiles[max(0, k) : max(0, k) + batch_size]
+            clock = [time.perf_counter()]
+            windows = [Window(t.window.col_off, t.window.row_off, t.window.width, t.window.height) for t in batch]
+            pixels = [scene.read(window=window) for window in windows]
+            clock.append(time.perf_counter())
+            images = np.stack(pixels).astype(np.float32) / np.float32(255)
+            valid = np.ones((len(images), *images.shape[2:]), np.bool_)
+            found = predict_arrays(model, images, valid, device=device)
+            clock.append(time.perf_counter())
+            for tile, prediction in zip(batch, found, strict=True):
+                margin = facts.spec.cut_trust_px
+                decode_instances(prediction, tile, grid=grid, class_ids=facts.class_ids, cut_trust_px=margin)
+            clock.append(time.perf_counter())
+            for stage, taken in zip(STAGES, np.diff(clock).tolist(), strict=True):
+                seconds[stage] += taken
+    return Loop(len(tiles), seconds, time.process_time() - cpu)
+
+
+def run_loop(path: Path, job: Job, tiles: Sequence[Tile], threads: int) -> Loop:
+    """Run the plain loop in a process of its own."""
+    grid = next(iter(job.grids.values()))
+    size = job.common.tiles_per_batch(tiles[0].window.shape_yx)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(plain_loop, path, job.common.model, grid, tiles, size, threads).result()
+
+
+def stages_line(per_tile: dict[str, float]) -> str:
+    return " | ".join(f"{1000 * per_tile[stage]:.1f}" for stage in STAGES)
+
+
+# ------------------------------------------------------------------------------------------------ parts
+
+
+def part_a(folder: Path, *, quick: bool) -> None:
+    """Pipeline over plain loop, for a model of realistic cost."""
+    bundled = model_entry("nuclei").bundled
+    model = "nuclei" if bundled is not None and bundled.is_file() else "engine_models:untrained"
+    columns = 20 if quick else 120
+    path = write_micrograph(folder / "a.tif", width=512 + 384 * (columns - 1), height=896, block_px=512)
+    config, job = job_of(path, folder / "store-a", model=model, tile=512, overlap=128)
+    threads = os.cpu_count() or 1
+    tiles = list(next(iter(job.grids.values())).tiles())
+    half = len(tiles) // 2
+    first = run_loop(path, job, tiles[:half], threads)
+    done = run_phase1(config, job)
+    second = run_loop(path, job, tiles[half:], threads)
+    assert done.threads == threads
+    seconds = {s: (first.seconds[s] + second.seconds[s]) / len(tiles) for s in STAGES}
+    loop_rate = len(tiles) / (first.total_s + second.total_s)
+    print(
+        f"model {model}, {len(tiles)} tiles of 512 px with an overlap of 128, {len(job.blocks)} blocks, "
+        f"{job.common.tiles_per_batch((512, 512))} tiles in a call, {threads} torch threads; half of the loop ran before "
+        f"the pipeline ({half / first.total_s:.2f} tiles/s) and half after it "
+        f"({(len(tiles) - half) / second.total_s:.2f})\n"
+    )
+    print("| | tiles/s | of the loop | CPU ms/tile | read ms/tile | predict ms/tile | decode ms/tile |")
+    print("|---" * 7 + "|")
+    cpu = 1000 * (first.cpu_s + second.cpu_s) / len(tiles)
+    print(f"| plain loop | {loop_rate:.3f} | 1 | {cpu:.0f} | {stages_line(seconds)} |")
+    for name, rate in (("pipeline", done.rate), ("pipeline, with ends", done.rate_with_ends)):
+        share = f"{rate:.3f} | {rate / loop_rate:.3f}"
+        print(f"| {name} | {share} | {1000 * done.cpu_per_tile:.0f} | {stages_line(done.stage_s)} |")
+    idle = threads / done.rate - done.cpu_per_tile
+    print(f"\nstart-up before the first tile: {done.start_up_s:.1f} s")
+    print(f"of {1000 * threads / done.rate:.0f} core ms for each tile of the pipeline, {1000 * idle:.0f} were idle")
+    print(f"aim {AIM}: {'reached' if done.rate / loop_rate >= AIM else 'missed'}, {done.rate / loop_rate:.3f}")
+
+
+def part_b(folder: Path, *, quick: bool) -> None:
+    """Return what reading delivers when the model costs nothing."""
+    side, cores = (8, 2) if quick else (20, os.cpu_count() or 1)
+    cores = os.cpu_count() or 1
+    size = 1024 + 896 * (side - 1)
+    print(f"{side * side} tiles of 1024 px with an overlap of 128, 3 bands of uint8, blocks of 512 px in the file\n")
+    names = ["file", "MB", "tiles/s", "MB/s", "tiles/s per core", "MB/s per core"]
+    names += ["one reader tiles/s", "MB/s", "CPU ms/tile", "read ms/tile", "predict ms/tile", "decode ms/tile"]
+    print("| " + " | ".join(names) + " |\n" + "|---" * len(names) + "|")
+    tile_mb = 1024 * 1024 * 3 / 1e6
+    for name, compress in (("deflate", "deflate"), ("uncompressed", "none")):
+        path = folder / f"b-{compress}.tif"
+        write_micrograph(path, width=size, height=size, block_px=512, compress=compress, num_threads="ALL_CPUS")
+        config, job = job_of(path, folder / f"store-{name}", model="engine_models:free", tile=1024, overlap=128)
+        done = run_phase1(config, job)
+        rate, alone = done.rate_with_ends, 1 / done.stage_s["read"]
+        rates = [rate, rate * tile_mb, rate / cores, rate * tile_mb / cores, alone, alone * tile_mb]
+        numbers = " | ".join(f"{r:.1f}" for r in rates)
+        file_mb = path.stat().st_size / 1e6
+        print(f"| {name} | {file_mb:.0f} | {numbers} | {1000 * done.cpu_per_tile:.1f} | {stages_line(done.stage_s)} |")
+        path.unlink()
+    print("\nall rates with ends; 'one reader' is the read stage alone, which is what each CPU beside a GPU adds")
+
+
+def part_c(folder: Path, *, quick: bool) -> None:
+    """Return the efficiency of many predictors."""
+    rounds, per_block, cpus = (3, 4, 24) if quick else (6, 16, 24)
+    print(f"{rounds} blocks of {per_block} tiles of 256 px for each predictor, a Ray that is told of {cpus} CPUs\n")
+    print("| predictors | possible tiles/s | reached | efficiency | without the first and last round | start-up s |")
+    print("|---" * 6 + "|")
+    for count in (8, 16):
+        path = folder / f"c-{count}.tif"
+        # One row of tiles: a block is as long as it may be and one tile high.
+        num_blocks = rounds * count
+        tile = 4096 // per_block
+        write_micrograph(path, width=4096 * num_blocks, height=tile, block_px=256)
+        options = {"model": "engine_models:waiting", "model_options": {"seconds_per_tile": WAIT_S}}
+        config, job = job_of(path, folder / f"store-c{count}", tile=tile, overlap=0, workers=count, **options)
+        assert len(job.blocks) == num_blocks
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        try:
+            done = run_phase1(config, job)
+        finally:
+            ray.shutdown()
+        possible = count / WAIT_S
+        inner = done.middle_rate(count)
+        print(
+            f"| {count} | {possible:.0f} | {done.rate_with_ends:.2f} | {done.rate_with_ends / possible:.3f} | "
+            f"{inner / possible:.3f} | {done.start_up_s:.0f} |"
+        )
+        path.unlink()
+
+
+def part_d(folder: Path, *, quick: bool) -> None:
+    """Return the engine's own cost for each tile."""
+    side = 64 if quick else 192
+    path = write_micrograph(folder / "d.tif", width=64 * side, height=64 * side, block_px=512)
+    config, job = job_of(path, folder / "store-d", model="engine_models:free", tile=64, overlap=0)
+    tiles = list(next(iter(job.grids.values())).tiles())
+    loop = run_loop(path, job, tiles, os.cpu_count() or 1)
+    done = run_phase1(config, job)
+    record = engine.run(config).record  # its tiles are durable by now
+    print(f"{len(tiles)} tiles of 64 px, {len(job.blocks)} blocks, nothing found\n")
+    print("| | ms/tile | CPU ms/tile | read ms/tile | predict ms/tile | decode ms/tile |\n" + "|---" * 6 + "|")
+    per_tile = {s: loop.seconds[s] / len(tiles) for s in STAGES}
+    total, cpu = 1000 * loop.total_s / len(tiles), 1000 * loop.cpu_s / len(tiles)
+    print(f"| plain loop, one process | {total:.2f} | {cpu:.2f} | {stages_line(per_tile)} |")
+    engine_cpu = 1000 * done.cpu_per_tile
+    print(f"| pipeline, with ends | {1000 / done.rate_with_ends:.2f} | {engine_cpu:.2f} | {stages_line(done.stage_s)} |")
+    after = {k: v for k, v in record["seconds"].items() if k in ("stitch", "commit")}
+    text = ", ".join(f"{k} {v:.2f} s ({1000 * v / len(tiles):.3f} ms/tile)" for k, v in after.items())
+    print(f"\nthe engine's own: {engine_cpu - cpu:.2f} CPU ms/tile in phase 1; afterwards {text}")
+
+
+def part_e(folder: Path, *, quick: bool) -> None:
+    """Return what thousands of small scenes cost."""
+    num = 500 if quick else 5000
+    pictures = write_pictures(folder / "pictures", num=num, size_px=64)
+    fixed = {"progress": "off", "log_level": "warning", "address": "local"}
+    store = folder / "store-e"
+    model = "segworker.synthetic.models:perfect_rgb"
+    config = from_flat(scenes=[str(pictures)], output=str(store), model=model, **fixed)
+    begin = time.perf_counter()
+    record = engine.run(config).record
+    wall = time.perf_counter() - begin
+    counts, seconds = record["counts"], record["seconds"]
+    in_model = record["stage_cpu_seconds"]["predict"]
+    work = sum(p.is_file() for p in (store / "work").rglob("*"))
+    other = wall - sum(seconds[k] for k in ("predict", "stitch", "commit", "overview"))
+    print(f"{counts['scenes']} PNGs of 64 px, {counts['features']} objects, perfect model\n")
+    print(f"| seconds | ms per scene beyond the model | parts | COCO files | work objects |\n{'|---' * 5}|")
+    beyond = 1000 * (wall - in_model) / counts["scenes"]
+    print(f"| {wall:.1f} | {beyond:.2f} | {counts['parts']} | {counts['coco_files']} | {work} |\n")
+    shown = {"plan, start and record": other} | {k: seconds[k] for k in ("predict", "stitch", "commit", "overview")}
+    print("seconds: " + ", ".join(f"{k} {v:.1f}" for k, v in shown.items()) + f"; in the model {in_model:.1f}")
+    print("stages: " + ", ".join(f"{k} {v:.1f}" for k, v in record["stage_cpu_seconds"].items()))
+
+
+PARTS: dict[str, tuple[str, Callable[..., None]]] = {
+    "a": ("The pipeline beside a plain loop", part_a),
+    "b": ("What reading alone delivers", part_b),
+    "c": (f"Predictors that only wait {WAIT_S} s for each tile", part_c),
+    "d": ("The engine's own cost for each tile", part_d),
+    "e": ("Thousands of small scenes in one run", part_e),
+}
+
+
+@contextmanager
+def equal_settings() -> Iterator[None]:
+    """Set for this process and all it starts what Ray sets in its workers."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.pop("RAY_ADDRESS", None)
+    yield
+
+
+def main() -> None:
+    """Parse flags and print the parts."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--quick", action="store_true", help="small sizes: to see that it works, not for figures")
+    parser.add_argument("--folder", type=Path, help="where scenes and stores are written; default: a temporary folder")
+    arguments = parser.parse_args()
+    parts = [p for p in arguments.parts.split(",") if p]
+    unknown = sorted(set(parts) - set(PARTS))
+    if unknown:
+        parser.error(f"unknown parts {', '.join(unknown)}; choose from {', '.join(PARTS)}")
+    gpus = torch.cuda.device_count()
+    print(
+        f"{time.strftime('%Y-%m-%d %H:%M')}, {platform.machine()}, {os.cpu_count()} cores, "
+        f"{f'{gpus} GPUs' if gpus else 'no GPU'}, load {os.getloadavg()[0]:.1f} before"
+    )
+    print(", ".join(f"{name} {number}" for name, number in versions().items()))
+    with equal_settings(), tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        for part in parts:
+            title, function = PARTS[part]
+            print(f"\n## {part}. {title}\n", flush=True)
+            begin = time.perf_counter()
+            function(Path(folder), quick=arguments.quick)
+            print(f"\n({time.perf_counter() - begin:.0f} s)", flush=True)
+
+
+if __name__ == "__main__":
+    main()
