@@ -171,7 +171,7 @@ def _mask_runs(prediction: Prediction, window: Window) -> Runs:
 def _placed(mask: NDArray[np.bool_], corner_xy: NDArray[np.integer], window: Window) -> Runs:
     col, row = int(corner_xy[0]) + window.col_off, int(corner_xy[1]) + window.row_off
     height, width = mask.shape
-    labels = np.ascontiguousarray(mask, dtype=np.int32)
+    labels = np.ascontiguousarray(mask != 0, dtype=np.int32)
     counts = masks.runs_from_labels(labels, 1, window=Window(0, 0, width, height))
     return Runs(
         counts.rows + np.int32(row), counts.starts + np.int32(col), counts.stops + np.int32(col), counts.offsets
@@ -197,7 +197,7 @@ def _prototype_lattices(found: PrototypeMasks, boxes: F32) -> tuple[F32, NDArray
     values = []
     for c, x0, y0, x1, y1 in zip(found.coefficients_NK, left, top, right, bottom, strict=True):
         logits = np.tensordot(c, prototypes[:, y0:y1, x0:x1], axes=1)
-        values.append((1.0 / (1.0 + np.exp(-logits.astype(np.float32)))).ravel())
+        values.append((1.0 / (1.0 + np.exp(-np.clip(logits.astype(np.float32), -80, 80)))).ravel())
     shapes = np.stack([bottom - top, right - left], axis=1).astype(np.int64)
     frames = ((np.stack([left, top, right, bottom], axis=1) - 1) * found.stride).astype(np.float32)
     return np.concatenate(values).astype(np.float32), shapes, frames

@@ -4,8 +4,8 @@ Two neighbours both see a *strip*, the intersection of their windows. Near a win
 drift, so they are compared in the strip's *trusted* middle, `cut_trust_px` away from the strip's ends. What is compared
 are *fragments*, the connected parts of an instance inside the strip: both tiles saw the very same pixels there, so
 fragments correspond even where one tile sees a U as two legs and its neighbour as one arch. Each fragment votes for the
-one partner that holds most of its pixels, and the vote counts where the two have an IoU of at least `min_iou`. A vote
-from either side links the two instances. Where the trusted middle shows too little of both, the whole strip is asked.
+one partner with which it has the highest IoU, and the vote counts where that is at least `min_iou`. A vote from either
+side links the two instances. Where the trusted middle shows too little of both, the whole strip is asked.
 docs/design/seams.md has the alternatives and the measurements.
 """
 
@@ -134,8 +134,8 @@ def _compare(
 
 
 def _votes(voter: I64, inter: I64, iou: NDArray[np.float64], ties: tuple[I64, ...]) -> NDArray[np.bool_]:
-    """Return which pairs are the one vote of their voter: most common pixels, then IoU, then the partner by `ties`."""
-    order = np.lexsort((*ties, -iou, -inter, voter))
+    """Return which pairs are the one vote of their voter: highest IoU, most common pixels, then the partner by `ties`."""
+    order = np.lexsort((*ties, -inter, -iou, voter))
     leads = np.ones(len(order), np.bool_)
     leads[1:] = voter[order][1:] != voter[order][:-1]
     best = np.zeros(len(voter), np.bool_)

@@ -21,7 +21,7 @@ from segworker.blocks import TileRange
 from segworker.config_values import ValueRange
 from segworker.decode import decode_instances
 from segworker.engine.job import BlockTask, Common
-from segworker.errors import ReadError, SegworkerError
+from segworker.errors import ReadError, SegworkerError, StorageError
 from segworker.geo import aoi_to_scene
 from segworker.io.raster import SceneReader
 from segworker.io.scaling import value_range
@@ -45,7 +45,7 @@ class TileFailure:
 
     tile_id: TileId
     stage: str
-    "'read', 'predict' or 'decode'."
+    "'read', 'predict', 'decode' or 'write'."
     error: str
     trace: str
 
@@ -133,9 +133,15 @@ def decode_block(work: BlockWork, common: Common) -> BlockReceipt:
     ordered = [results[i] for i in _tile_ids(task) if i in results]
     partial = shard_path(common.tile_key, task.block.key, partial=True)
     whole = shard_path(common.tile_key, task.block.key)
-    num_bytes = write_shard(storage, partial if work.failures else whole, ordered) if ordered else 0
-    if task.partial and not work.failures:
-        storage.delete([partial])
+    num_bytes = 0
+    try:
+        if ordered:
+            num_bytes = write_shard(storage, partial if work.failures else whole, ordered)
+        if task.partial and not work.failures:
+            storage.delete([partial])
+    except StorageError as error:  # a full disk, say: what is not durable is not done
+        work.failures += [TileFailure.of(r.tile_id, "write", error) for r in ordered]
+        ordered, num_bytes = [], 0
     work.seconds["decode"] = time.perf_counter() - begin
     return BlockReceipt(
         task.block.number,

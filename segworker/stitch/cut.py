@@ -90,12 +90,12 @@ def _cut_core(tile: Instances, local: I64, priority: I64, options: StitchOptions
 
 def _lost_share(tile: Instances, local: I64, present: I64) -> NDArray[np.bool_]:
     """Return for each present component whether a good part of it lies beyond the core: it is cut if nobody took it."""
-    full = np.zeros(int(local.max()) + 1 if len(local) else 0, np.int64)
-    core = np.zeros_like(full)
-    np.add.at(full, local, masks.areas_px(tile.runs))
-    np.add.at(core, local, masks.sums_in(tile.runs, tile.tile.core)[0])
-    beyond = full - core
-    return np.asarray(beyond[present] > np.minimum(64, 0.1 * full[present]))
+    mine = np.flatnonzero(np.isin(local, present))
+    place = np.searchsorted(present, local[mine])
+    full, core = np.zeros(len(present), np.int64), np.zeros(len(present), np.int64)
+    np.add.at(full, place, masks.areas_px(tile.runs)[mine])
+    np.add.at(core, place, masks.sums_in(tile.runs, tile.tile.core)[0][mine])
+    return np.asarray(full - core > np.minimum(64, 0.1 * full))
 
 
 def _gather_pieces(

@@ -10,50 +10,39 @@ e  thousands of small PNGs in one run
 
 Starting processes is told apart: predictors are up before the first tile is read. A rate is from the first to the last
 block that becomes durable, or, where it says 'with ends', from the beginning of the first block's reading. CPU seconds
-are those of all processes of the engine, Ray's own included. Ray sets OMP_NUM_THREADS=1 in its workers and the engine gives
-torch the predictor's share of the cores; the plain loop runs in a process of its own with the same settings.
+are those of all processes of the engine, Ray's own included. Ray sets OMP_NUM_THREADS=1 in its workers, and the engine
+gives torch the predictor's share of the cores; the plain loop runs in a process of its own with the same settings.
 """
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import platform
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import rasterio
 import ray
 import torch
-from engine_models import write_micrograph, write_pictures
+from engine_models import STAGES, run_loop, write_micrograph, write_pictures
 from ray.data import DataContext
-from rasterio.windows import Window
 
 from segworker import engine
 from segworker.config import JobConfig
 from segworker.config_load import from_flat
-from segworker.decode import decode_instances
 from segworker.engine.cluster import choose_workers, cluster
-from segworker.engine.job import Job, ModelFacts, make_job
+from segworker.engine.job import Job, make_job
 from segworker.engine.phase1 import predict_blocks
 from segworker.engine.predictor import describe_model
 from segworker.engine.record import versions
 from segworker.engine.tiles import BlockReceipt
-from segworker.grid import Grid
-from segworker.models.protocol import choose_device, place, predict_arrays
-from segworker.models.registry import load_model, model_entry
-from segworker.types import Tile
+from segworker.models.registry import model_entry
 
-STAGES = ("read", "predict", "decode")
 AIM = 0.95
 WAIT_S = 0.5
 
@@ -104,19 +93,6 @@ class Pass:
         return sum(r.num_done for r in inner) / (self.at_s[-skip - 1] - self.at_s[skip - 1])
 
 
-@dataclass(frozen=True, slots=True)
-class Loop:
-    """What a plain loop took."""
-
-    num_tiles: int
-    seconds: dict[str, float]
-    cpu_s: float
-
-    @property
-    def total_s(self) -> float:
-        return sum(self.seconds.values())
-
-
 def job_of(scenes: Path, store: Path, **options: Any) -> tuple[JobConfig, Job]:
     """Return a configuration and its job, planned."""
     fixed = {"progress": "off", "overview": 0, "log_level": "warning", "address": "local"}
@@ -158,44 +134,6 @@ def cpu_seconds() -> float:
     return sum(ticks[pid] for pid in own) / os.sysconf("SC_CLK_TCK")
 
 
-def plain_loop(
-    path: Path, facts: ModelFacts, grid: Grid, tiles: Sequence[Tile], batch_size: int, threads: int
-) -> Loop:
-    """Read, predict and decode tiles one batch after the other, as a script would; the first batch is for warming up."""
-    torch.set_num_threads(threads)
-    device = choose_device("cpu")
-    model = place(load_model(facts.ref, options=dict(facts.options)), device)
-    seconds = dict.fromkeys(STAGES, 0.0)
-    with rasterio.open(path) as scene:
-        for k in range(-batch_size, len(tiles), batch_size):
-            if k == 0:
-                seconds, cpu = dict.fromkeys(STAGES, 0.0), time.process_time()
-            batch = tiles[max(0, k) : max(0, k) + batch_size]
-            clock = [time.perf_counter()]
-            windows = [Window(t.window.col_off, t.window.row_off, t.window.width, t.window.height) for t in batch]
-            pixels = [scene.read(window=window) for window in windows]
-            clock.append(time.perf_counter())
-            images = np.stack(pixels).astype(np.float32) / np.float32(255)
-            valid = np.ones((len(images), *images.shape[2:]), np.bool_)
-            found = predict_arrays(model, images, valid, device=device)
-            clock.append(time.perf_counter())
-            for tile, prediction in zip(batch, found, strict=True):
-                margin = facts.spec.cut_trust_px
-                decode_instances(prediction, tile, grid=grid, class_ids=facts.class_ids, cut_trust_px=margin)
-            clock.append(time.perf_counter())
-            for stage, taken in zip(STAGES, np.diff(clock).tolist(), strict=True):
-                seconds[stage] += taken
-    return Loop(len(tiles), seconds, time.process_time() - cpu)
-
-
-def run_loop(path: Path, job: Job, tiles: Sequence[Tile], threads: int) -> Loop:
-    """Run the plain loop in a process of its own."""
-    grid = next(iter(job.grids.values()))
-    size = job.common.tiles_per_batch(tiles[0].window.shape_yx)
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(plain_loop, path, job.common.model, grid, tiles, size, threads).result()
-
-
 def stages_line(per_tile: dict[str, float]) -> str:
     return " | ".join(f"{1000 * per_tile[stage]:.1f}" for stage in STAGES)
 
@@ -221,8 +159,8 @@ def part_a(folder: Path, *, quick: bool) -> None:
     loop_rate = len(tiles) / (first.total_s + second.total_s)
     print(
         f"model {model}, {len(tiles)} tiles of 512 px with an overlap of 128, {len(job.blocks)} blocks, "
-        f"{job.common.tiles_per_batch((512, 512))} tiles in a call, {threads} torch threads; half of the loop ran before "
-        f"the pipeline ({half / first.total_s:.2f} tiles/s) and half after it "
+        f"{job.common.tiles_per_batch((512, 512))} tiles in a call, {threads} torch threads; half of the loop ran "
+        f"before the pipeline ({half / first.total_s:.2f} tiles/s) and half after it "
         f"({(len(tiles) - half) / second.total_s:.2f})\n"
     )
     print("| | tiles/s | of the loop | CPU ms/tile | read ms/tile | predict ms/tile | decode ms/tile |")
@@ -240,8 +178,7 @@ def part_a(folder: Path, *, quick: bool) -> None:
 
 def part_b(folder: Path, *, quick: bool) -> None:
     """Return what reading delivers when the model costs nothing."""
-    side, cores = (8, 2) if quick else (20, os.cpu_count() or 1)
-    cores = os.cpu_count() or 1
+    side, cores = 8 if quick else 20, os.cpu_count() or 1
     size = 1024 + 896 * (side - 1)
     print(f"{side * side} tiles of 1024 px with an overlap of 128, 3 bands of uint8, blocks of 512 px in the file\n")
     names = ["file", "MB", "tiles/s", "MB/s", "tiles/s per core", "MB/s per core"]
@@ -305,8 +242,8 @@ def part_d(folder: Path, *, quick: bool) -> None:
     per_tile = {s: loop.seconds[s] / len(tiles) for s in STAGES}
     total, cpu = 1000 * loop.total_s / len(tiles), 1000 * loop.cpu_s / len(tiles)
     print(f"| plain loop, one process | {total:.2f} | {cpu:.2f} | {stages_line(per_tile)} |")
-    engine_cpu = 1000 * done.cpu_per_tile
-    print(f"| pipeline, with ends | {1000 / done.rate_with_ends:.2f} | {engine_cpu:.2f} | {stages_line(done.stage_s)} |")
+    wall, engine_cpu = 1000 / done.rate_with_ends, 1000 * done.cpu_per_tile
+    print(f"| pipeline, with ends | {wall:.2f} | {engine_cpu:.2f} | {stages_line(done.stage_s)} |")
     after = {k: v for k, v in record["seconds"].items() if k in ("stitch", "commit")}
     text = ", ".join(f"{k} {v:.2f} s ({1000 * v / len(tiles):.3f} ms/tile)" for k, v in after.items())
     print(f"\nthe engine's own: {engine_cpu - cpu:.2f} CPU ms/tile in phase 1; afterwards {text}")
@@ -345,14 +282,12 @@ PARTS: dict[str, tuple[str, Callable[..., None]]] = {
 }
 
 
-@contextmanager
-def equal_settings() -> Iterator[None]:
+def set_equal_settings() -> None:
     """Set for this process and all it starts what Ray sets in its workers."""
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.pop("RAY_ADDRESS", None)
-    yield
 
 
 def main() -> None:
@@ -372,7 +307,8 @@ def main() -> None:
         f"{f'{gpus} GPUs' if gpus else 'no GPU'}, load {os.getloadavg()[0]:.1f} before"
     )
     print(", ".join(f"{name} {number}" for name, number in versions().items()))
-    with equal_settings(), tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+    set_equal_settings()
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         for part in parts:
             title, function = PARTS[part]
             print(f"\n## {part}. {title}\n", flush=True)

@@ -1,22 +1,32 @@
-"""Models and scenes for the engine's benchmark: models that cost nothing or only wait, and scenes of any size."""
+"""What the engine's benchmark needs: models that cost nothing or only wait, scenes of any size, and a plain loop."""
 
 from __future__ import annotations
 
+import multiprocessing
 import shutil
 import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import rasterio
 import torch
+from rasterio.windows import Window
 
+from segworker.decode import decode_instances
+from segworker.engine.job import Job, ModelFacts
+from segworker.grid import Grid
 from segworker.models.nuclei import build_nuclei
-from segworker.models.protocol import Model
+from segworker.models.protocol import Model, choose_device, place, predict_arrays
+from segworker.models.registry import load_model
 from segworker.synthetic.paint import paint_scene, write_raster
 from segworker.synthetic.render import render_nuclei
 from segworker.synthetic.scenes import make_scene
-from segworker.types import Category, CroppedMasks, InputSpec, Prediction
+from segworker.types import Category, CroppedMasks, InputSpec, Prediction, Tile
 
+STAGES = ("read", "predict", "decode")
 _NUM_PICTURES = 100
 
 
@@ -76,3 +86,52 @@ def write_pictures(folder: Path, *, num: int, size_px: int) -> Path:
         else:
             shutil.copyfile(folder / f"picture-{k % _NUM_PICTURES:06d}.png", path)
     return folder
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """What a plain loop took."""
+
+    num_tiles: int
+    seconds: dict[str, float]
+    cpu_s: float
+
+    @property
+    def total_s(self) -> float:
+        return sum(self.seconds.values())
+
+
+def plain_loop(path: Path, facts: ModelFacts, grid: Grid, tiles: Sequence[Tile], batch_size: int, threads: int) -> Loop:
+    """Read, predict and decode batch after batch, as a script would; the first one twice, to warm up."""
+    torch.set_num_threads(threads)
+    device = choose_device("cpu")
+    model = place(load_model(facts.ref, options=dict(facts.options)), device)
+    seconds = dict.fromkeys(STAGES, 0.0)
+    with rasterio.open(path) as scene:
+        for k in range(-batch_size, len(tiles), batch_size):
+            if k == 0:
+                seconds, cpu = dict.fromkeys(STAGES, 0.0), time.process_time()
+            batch = tiles[max(0, k) : max(0, k) + batch_size]
+            clock = [time.perf_counter()]
+            windows = [Window(t.window.col_off, t.window.row_off, t.window.width, t.window.height) for t in batch]
+            pixels = [scene.read(window=window) for window in windows]
+            clock.append(time.perf_counter())
+            images = np.stack(pixels).astype(np.float32) / np.float32(255)
+            valid = np.ones((len(images), *images.shape[2:]), np.bool_)
+            found = predict_arrays(model, images, valid, device=device)
+            clock.append(time.perf_counter())
+            for tile, prediction in zip(batch, found, strict=True):
+                margin = facts.spec.cut_trust_px
+                decode_instances(prediction, tile, grid=grid, class_ids=facts.class_ids, cut_trust_px=margin)
+            clock.append(time.perf_counter())
+            for stage, taken in zip(STAGES, np.diff(clock).tolist(), strict=True):
+                seconds[stage] += taken
+    return Loop(len(tiles), seconds, time.process_time() - cpu)
+
+
+def run_loop(path: Path, job: Job, tiles: Sequence[Tile], threads: int) -> Loop:
+    """Run the plain loop in a process of its own."""
+    grid = next(iter(job.grids.values()))
+    size = job.common.tiles_per_batch(tiles[0].window.shape_yx)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(plain_loop, path, job.common.model, grid, tiles, size, threads).result()

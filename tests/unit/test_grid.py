@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -20,7 +22,7 @@ def test_cores_follow_each_other_from_end_to_end(axis: Axis) -> None:
     assert cores[0][0] == 0
     assert cores[-1][1] == axis.size
     assert all(start < stop for start, stop in cores)
-    assert all(a[1] == b[0] for a, b in zip(cores, cores[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(cores))
 
 
 @settings(deadline=None, max_examples=200)

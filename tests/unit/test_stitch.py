@@ -328,7 +328,7 @@ def test_a_u_whose_arch_lies_in_another_block_counts_its_tiles_once() -> None:
         assert features.pieces.num_tiles.tolist() == [2]
 
 
-# ------------------------------------------------------------------------------------------------ pixels, scores, classes
+# ------------------------------------------------------------------------------------------------ pixels, scores
 
 PAIR = Grid("s", 108, 60, 60, 12)
 "Two tiles, cores 0..54 and 54..108."
