@@ -134,7 +134,7 @@ def _compare(
 
 
 def _votes(voter: I64, inter: I64, iou: NDArray[np.float64], ties: tuple[I64, ...]) -> NDArray[np.bool_]:
-    """Return which pairs are the one vote of their voter: highest IoU, most common pixels, then the partner by `ties`."""
+    """Return which pairs are the one vote of their voter: highest IoU, then most common pixels, then `ties`."""
     order = np.lexsort((*ties, -inter, -iou, voter))
     leads = np.ones(len(order), np.bool_)
     leads[1:] = voter[order][1:] != voter[order][:-1]
