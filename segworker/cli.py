@@ -123,6 +123,7 @@ def _run(argv: Sequence[str], *, prog: str, dry_run: bool = False) -> int:
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("rasterio").setLevel(logging.ERROR)  # GDAL's remarks; what matters is raised
     logging.getLogger("segworker").setLevel(config.engine.log_level.upper())
+    logging.getLogger("rasterio").setLevel(logging.ERROR)  # its warnings quote presigned URLs whole; errors are raised
     return _execute(config, dry_run=dry_run or command.action == "plan")
 
 

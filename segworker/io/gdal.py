@@ -43,6 +43,7 @@ _OPTIONS = {
     "GDAL_VRT_ENABLE_PYTHON": "NO",  # a scene never runs code
     "GDAL_INGESTED_BYTES_AT_OPEN": "32768",
     "CPL_VSIL_CURL_NON_CACHED": "/vsis3/:/vsicurl/",  # a worker that lives for days must see a replaced object
+    "CPL_VSIL_CURL_USE_HEAD": "NO",  # a presigned URL may be signed for GET alone
     "GDAL_HTTP_MAX_RETRY": "5",
     "GDAL_HTTP_RETRY_DELAY": "0.5",
     "GDAL_HTTP_CONNECTTIMEOUT": "5",

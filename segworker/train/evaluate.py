@@ -43,10 +43,14 @@ class Scores:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Found:
+class Found:
+    """What was found on one image."""
+
     size_yx: tuple[int, int]
     rles: list[dict[str, Any]]
+    "Compressed COCO RLE of each object."
     scores: NDArray[np.floating]
+    "(N,) 0..1."
 
 
 def evaluate(model: Model, samples: Sequence[Sample]) -> dict[str, Scores]:
@@ -56,7 +60,11 @@ def evaluate(model: Model, samples: Sequence[Sample]) -> dict[str, Scores]:
         model: returns `BoxMasks`, or boxes alone which count as full; put it into eval mode first (not checked).
         samples: at least one; one class of objects, whatever class the model names.
     """
-    found = [_predict(model, sample) for sample in samples]
+    return score_found(samples, [_predict(model, sample) for sample in samples])
+
+
+def score_found(samples: Sequence[Sample], found: Sequence[Found]) -> dict[str, Scores]:
+    """Measure what was found on annotated images, by any means: over all of them, and for each modality."""
     truth = [_truth_rles(sample.labels_HW) for sample in samples]
     groups: dict[str, list[int]] = {"all": list(range(len(samples)))}
     for index, sample in enumerate(samples):
@@ -103,7 +111,7 @@ def _axis(low: float, high: float, size: int) -> tuple[int, int, Tensor]:
     return begin, max(begin, end), (centres - low) / max(high - low, 1e-6) * 2 - 1
 
 
-def _predict(model: Model, sample: Sample) -> _Found:
+def _predict(model: Model, sample: Sample) -> Found:
     height, width = sample.labels_HW.shape
     stride = model.spec.stride
     padded = F.pad(
@@ -114,7 +122,7 @@ def _predict(model: Model, sample: Sample) -> _Found:
     valid[:height, :width] = True
     prediction = model.predict(padded[None], valid[None])[0]
     rles = [_encode(mask) for mask in paste(prediction, (height, width))]
-    return _Found((height, width), rles, prediction.scores)
+    return Found((height, width), rles, prediction.scores)
 
 
 def _encode(mask_HW: NDArray[np.bool_]) -> dict[str, Any]:
@@ -126,13 +134,13 @@ def _truth_rles(labels_HW: NDArray[np.int32]) -> list[dict[str, Any]]:
     return [_encode(labels_HW == label) for label in np.unique(labels_HW) if label > 0]
 
 
-def _score(truth: Sequence[list[dict[str, Any]]], found: Sequence[_Found]) -> Scores:
+def _score(truth: Sequence[list[dict[str, Any]]], found: Sequence[Found]) -> Scores:
     ap, ap50 = _average_precision(truth, found)
     num_objects = sum(len(one) for one in truth)
     return Scores(len(truth), num_objects, ap, ap50, _tp_share(truth, found))
 
 
-def _average_precision(truth: Sequence[list[dict[str, Any]]], found: Sequence[_Found]) -> tuple[float, float]:
+def _average_precision(truth: Sequence[list[dict[str, Any]]], found: Sequence[Found]) -> tuple[float, float]:
     annotations = [
         {"id": 0, "image_id": i, "category_id": 1, "iscrowd": 0, "segmentation": rle, "area": int(coco_mask.area(rle))}
         for i, rles in enumerate(truth)
@@ -173,7 +181,7 @@ def _coco_precision(
     return precision
 
 
-def _tp_share(truth: Sequence[list[dict[str, Any]]], found: Sequence[_Found], *, min_score: float = 0.5) -> float:
+def _tp_share(truth: Sequence[list[dict[str, Any]]], found: Sequence[Found], *, min_score: float = 0.5) -> float:
     """Return TP / (TP + FP + FN): each prediction, best score first, takes the free object it fits best."""
     hits = num_found = num_true = 0
     for rles, one in zip(truth, found, strict=True):

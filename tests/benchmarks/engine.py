@@ -283,8 +283,9 @@ PARTS: dict[str, tuple[str, Callable[..., None]]] = {
 
 
 def set_equal_settings() -> None:
-    """Set for this process and all it starts what Ray sets in its workers."""
+    """Give the plain loop what Ray's workers have, and them its priority."""
     os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - by default any other program goes before its workers
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.pop("RAY_ADDRESS", None)

@@ -229,10 +229,11 @@ def test_wrong_credentials(run, good: Path, s3, tmp_path: Path, monkeypatch: pyt
     bucket = s3.new_bucket()
     s3.client().upload_file(str(good), bucket, "good.tif")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    run(good, "--output", f"s3://{bucket}/store").refused(1, "the credentials must be valid", "AWS_SECRET_ACCESS_KEY")
-    outcome = run(f"s3://{bucket}/good.tif")
+    run(good, "--output", f"s3://{bucket}/store").refused(1, f"s3://{bucket}/store", "check the credentials")
+    run(f"s3://{bucket}/good.tif").refused(1, f"s3://{bucket}", "check the credentials")
+    outcome = run(f"s3://{bucket}/in/")
     outcome.refused(1, "the credentials must be valid", "AWS_SECRET_ACCESS_KEY")
-    assert "wrong" not in outcome.err
+    assert "wrong" not in outcome.err.replace("wrong_credentials", "")
     assert not (tmp_path / "store").exists()
 
 

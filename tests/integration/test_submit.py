@@ -19,7 +19,10 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import rasterio
 
+from segworker import cli
+from segworker.io.storage import open_storage
 from segworker.synthetic.paint import paint_scene
 from segworker.synthetic.scenes import make_scene
 from tests.painted import PERFECT, features, scenes, segment
@@ -44,8 +47,11 @@ SAME = [
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("in")
     (folder / "deep").mkdir()
-    paint_scene(make_scene("aerial", (411, 390), 1), folder / "one.tif", crs="EPSG:32636")
-    paint_scene(make_scene("roads", (300, 512), 2), folder / "deep" / "two.tif", crs="EPSG:32636")
+    for k, (kind, shape_yx, path) in enumerate(
+        (("aerial", (411, 390), "one.tif"), ("roads", (300, 512), "deep/two.tif"))
+    ):
+        place = rasterio.Affine(0.5, 0, 400_000 + 1000 * k, 0, -0.5, 30_000)
+        paint_scene(make_scene(kind, shape_yx, k), folder / path, crs="EPSG:32636", transform=place)
     return folder
 
 
@@ -75,9 +81,20 @@ def test_s3_gives_what_local_files_give(local: pa.Table, uploaded: str) -> None:
     again = segment(store, f"{uploaded}/in/**/*.tif", **GRID).record
     assert again["counts"]["tiles_predicted"] == 0
     assert features(store).select(SAME).equals(local)
+    storage = open_storage(store)
+    records = [info.path for info in storage.list() if info.path.endswith("run.json")]
+    assert {json.loads(storage.read(path))["exit_code"] for path in records} == {0}
+    assert len(records) == 2
 
 
-def test_no_secret_is_written(s3, local: pa.Table, uploaded: str, tmp_path: Path) -> None:
+def test_no_secret_is_written(
+    s3,
+    local: pa.Table,
+    uploaded: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """A presigned URL holds a key and a signature; the run reads by it and records neither."""
     del local  # it has started Ray
     bucket = uploaded.removeprefix("s3://")
@@ -94,6 +111,10 @@ def test_no_secret_is_written(s3, local: pa.Table, uploaded: str, tmp_path: Path
             content = path.read_bytes()
             for secret in (b"Signature", s3.secret_key.encode(), s3.access_key.encode()):
                 assert secret not in content, f"{secret!r} in {path.name}"
+    caplog.clear()
+    assert cli.main(["run", url.replace("Signature=", "Signature=x"), "--model", PERFECT, "--output", str(store)]) == 1
+    assert "403" in (told := capsys.readouterr().err)
+    assert "Signature" not in told + caplog.text
 
 
 # -- ray job submit --------------------------------------------------------------------------------------------------
@@ -250,14 +271,3 @@ def test_a_job_that_cannot_run_fails(head: Head, uploaded: str) -> None:
     assert (
         "error: in a Ray job the output must outlive the job's working directory, got relative/store" in failed.stdout
     )
-
-
-def test_summary_is_json_too(local: pa.Table, uploaded: str) -> None:
-    """What a scheduler reads of a run on S3 is one object of the store."""
-    del local
-    from segworker.io.storage import open_storage
-
-    storage = open_storage(f"{uploaded}/stores/one")
-    records = [info.path for info in storage.list() if info.path.endswith("run.json")]
-    assert len(records) == 2
-    assert {json.loads(storage.read(path))["exit_code"] for path in records} == {0}
