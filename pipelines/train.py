@@ -22,6 +22,7 @@ def parse(arguments: list[str] | None = None) -> tuple[TrainJob, TrainConfig, bo
         "--heldout", type=Path, help="list of images to keep out; a fixed 15%% is drawn if it is absent"
     )
     parser.add_argument("--iterations", type=int, default=default.iterations)
+    parser.add_argument("--stop-after", type=int, help="end early, at this iteration of the schedule")
     parser.add_argument("--batch-size", type=int, default=default.batch_size, help="crops of an iteration")
     parser.add_argument("--learning-rate", type=float, default=default.learning_rate, help="at its peak")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default=default.precision)
@@ -42,6 +43,7 @@ def parse(arguments: list[str] | None = None) -> tuple[TrainJob, TrainConfig, bo
     )
     config = TrainConfig(
         iterations=given.iterations,
+        stop_after=given.stop_after,
         batch_size=given.batch_size,
         learning_rate=given.learning_rate,
         precision=given.precision,

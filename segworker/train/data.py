@@ -19,7 +19,6 @@ from torch import Tensor
 
 from segworker.errors import ConfigError
 from segworker.train.augment import jitter_colours
-from segworker.train.tissue import paint_tissue
 
 FLUORESCENCE, STAINED, BRIGHTFIELD = "fluorescence", "stained", "brightfield"
 
@@ -58,9 +57,6 @@ class CropConfig:
     scale_range: tuple[float, float] = (0.5, 2.0)
     min_area_px: int = 12
     "Pieces of instances below this are cut away with the rest of the crop's surroundings."
-    tissue_from_step: int = 1800
-    "From this step on, a share of the fluorescence crops is repainted as counter-stained tissue, which the data lack."
-    tissue_share: float = 0.4
     modality_share: tuple[tuple[str, float], ...] = ((FLUORESCENCE, 0.68), (STAINED, 0.27), (BRIGHTFIELD, 0.05))
     "How often each modality is drawn, however rare it is in the data."
 
@@ -137,44 +133,29 @@ class CropSampler:
 
     def batch(self, step: int, size: int) -> tuple[Tensor, list[dict[str, Tensor]]]:
         """Return `size` crops as float32 (B, 3, S, S) in 0..1 and their targets."""
-        crops = [self.crop(np.random.default_rng((self.seed, step, slot)), step=step) for slot in range(size)]
+        crops = [self.crop(np.random.default_rng((self.seed, step, slot))) for slot in range(size)]
         return torch.stack([image for image, _ in crops]), [target for _, target in crops]
 
-    def crop(self, rng: np.random.Generator, *, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def crop(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Draw one crop (3, S, S) and its target."""
         config = self.config
         shares = np.array([share for _, share in self.groups])
         group = self.groups[rng.choice(len(shares), p=shares / shares.sum())][0]
         sample = group[rng.integers(len(group))]
         dark = sample.modality == FLUORESCENCE
-        tissue = dark and step >= config.tissue_from_step and rng.random() < config.tissue_share
-        stretch = float(np.exp(rng.normal(0.0, 0.35))) if tissue else 1.0
-        pixels, labels = cut_crop(sample, config, rng, stretch=stretch)
+        pixels, labels = cut_crop(sample, config, rng)
         pixels, labels = turn(pixels, labels, int(rng.integers(8)))
-        if tissue:
-            pixels = paint_tissue(pixels, labels, rng)
-        image = jitter_colours(pixels, rng, dark=dark and not tissue)
+        image = jitter_colours(pixels, rng, dark=dark)
         return image, to_target(labels, config.min_area_px)
 
 
-def cut_crop(
-    sample: Sample, config: CropConfig, rng: np.random.Generator, *, stretch: float = 1.0
-) -> tuple[Tensor, Tensor]:
-    """Cut a random part at a random zoom: pixels (3, S, S) in 0..1 and labels (S, S).
-
-    Args:
-        sample: where to cut.
-        config: the size S and the range of zooms.
-        rng: all chance comes from it.
-        stretch: the zoom along rows is this much larger than that along columns.
-    """
+def cut_crop(sample: Sample, config: CropConfig, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Cut a random square at a random zoom: pixels (3, S, S) in 0..1 and labels (S, S)."""
     zoom = float(np.clip(np.exp(rng.normal(config.scale_mean, config.scale_sigma)), *config.scale_range))
-    sides = round(config.size_px / zoom), round(config.size_px / (zoom * stretch))
-    (rows, place_rows), (cols, place_cols) = (
-        _random_range(size, side, rng) for size, side in zip(sample.labels_HW.shape, sides, strict=True)
-    )
-    pixels = np.full((*sides, 3), sample.ground, np.uint8)
-    labels = np.zeros(sides, np.int32)
+    side = round(config.size_px / zoom)
+    (rows, place_rows), (cols, place_cols) = (_random_range(size, side, rng) for size in sample.labels_HW.shape)
+    pixels = np.full((side, side, 3), sample.ground, np.uint8)
+    labels = np.zeros((side, side), np.int32)
     pixels[place_rows, place_cols] = sample.pixels_HWC[rows, cols]
     labels[place_rows, place_cols] = sample.labels_HW[rows, cols]
     return _resize(pixels, labels, config.size_px)

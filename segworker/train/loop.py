@@ -35,6 +35,9 @@ class TrainConfig:
     """How to train."""
 
     iterations: int = 3400
+    "Steps that the learning rate's schedule is laid out for."
+    stop_after: int | None = None
+    "End early, at this step of the schedule."
     batch_size: int = 4
     learning_rate: float = 1e-3
     "At its peak: a linear warm-up leads to it, half a cosine down from it."
@@ -93,14 +96,14 @@ class Trainer:
         self.step, self.seconds = 0, 0.0
 
     def run(self, *, log: Callable[[str], None] = print, checkpoint: Path | None = None) -> nn.Module:
-        """Train up to `config.iterations` steps in all and return the averaged model.
+        """Train up to `config.iterations` (or `stop_after`) steps in all and return the averaged model.
 
         Args:
             log: receives a line every `log_every` steps.
             checkpoint: overwritten every `checkpoint_every` steps and at the end.
         """
         sums: dict[str, float] = {}
-        while self.step < self.config.iterations:
+        while self.step < min(self.config.iterations, self.config.stop_after or self.config.iterations):
             started = time.perf_counter()
             for name, value in self.train_step().items():
                 sums[name] = sums.get(name, 0.0) + value / self.config.log_every

@@ -145,12 +145,12 @@ def part_a(folder: Path, *, quick: bool) -> None:
     """Pipeline over plain loop, for a model of realistic cost."""
     bundled = model_entry("nuclei").bundled
     model = "nuclei" if bundled is not None and bundled.is_file() else "engine_models:untrained"
-    columns = 20 if quick else 120
-    path = write_micrograph(folder / "a.tif", width=512 + 384 * (columns - 1), height=896, block_px=512)
-    config, job = job_of(path, folder / "store-a", model=model, tile=512, overlap=128)
+    columns = 18 * (3 if quick else 10)  # in one row of tiles 18 are a block
+    path = write_micrograph(folder / "a.tif", width=256 + 224 * (columns - 1), height=256)
+    config, job = job_of(path, folder / "store-a", model=model, tile=256, overlap=32)
     threads = os.cpu_count() or 1
     tiles = list(next(iter(job.grids.values())).tiles())
-    half = len(tiles) // 2
+    half = len(tiles) // 2 // 18 * 18
     first = run_loop(path, job, tiles[:half], threads)
     done = run_phase1(config, job)
     second = run_loop(path, job, tiles[half:], threads)
@@ -158,8 +158,8 @@ def part_a(folder: Path, *, quick: bool) -> None:
     seconds = {s: (first.seconds[s] + second.seconds[s]) / len(tiles) for s in STAGES}
     loop_rate = len(tiles) / (first.total_s + second.total_s)
     print(
-        f"model {model}, {len(tiles)} tiles of 512 px with an overlap of 128, {len(job.blocks)} blocks, "
-        f"{job.common.tiles_per_batch((512, 512))} tiles in a call, {threads} torch threads; half of the loop ran "
+        f"model {model}, {len(tiles)} tiles of 256 px with an overlap of 32, {len(job.blocks)} blocks, "
+        f"{len(tiles) // len(job.blocks)} tiles in a call, {threads} torch threads; half of the loop ran "
         f"before the pipeline ({half / first.total_s:.2f} tiles/s) and half after it "
         f"({(len(tiles) - half) / second.total_s:.2f})\n"
     )

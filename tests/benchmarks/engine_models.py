@@ -132,6 +132,6 @@ def plain_loop(path: Path, facts: ModelFacts, grid: Grid, tiles: Sequence[Tile],
 def run_loop(path: Path, job: Job, tiles: Sequence[Tile], threads: int) -> Loop:
     """Run the plain loop in a process of its own."""
     grid = next(iter(job.grids.values()))
-    size = job.common.tiles_per_batch(tiles[0].window.shape_yx)
+    size = min(job.common.tiles_per_batch(tiles[0].window.shape_yx), max(b.num_tiles for b in job.blocks))
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(plain_loop, path, job.common.model, grid, tiles, size, threads).result()

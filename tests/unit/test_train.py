@@ -32,7 +32,6 @@ from segworker.train.data import (
 from segworker.train.evaluate import as_table, evaluate, paste
 from segworker.train.job import TrainJob, run_job
 from segworker.train.loop import TrainConfig, Trainer, learning_rate
-from segworker.train.tissue import paint_tissue
 from segworker.types import BoxMasks, Category, InputSpec, Prediction
 
 
@@ -130,26 +129,6 @@ class TestData:
             assert image.shape == (3, 16, 16)
             assert 0 <= image.min() <= image.max() <= 1
             assert torch.isfinite(image).all()
-
-    def test_painted_tissue_shows_its_nuclei(self) -> None:
-        sample = discs()
-        image = torch.from_numpy(sample.pixels_HWC.copy()).permute(2, 0, 1).float() / 255
-        labels = torch.from_numpy(sample.labels_HW)
-        contrasts = []
-        for seed in range(10):
-            painted = paint_tissue(image, labels, np.random.default_rng(seed))
-            assert painted.shape == image.shape
-            assert 0 <= painted.min() <= painted.max() <= 1
-            contrasts.append(float((painted[:, labels > 0].mean(1) - painted[:, labels == 0].mean(1)).abs().max()))
-        assert np.median(contrasts) > 0.05
-        assert torch.equal(painted, paint_tissue(image, labels, np.random.default_rng(9)))
-
-    def test_tissue_is_painted_from_its_step_on_only(self) -> None:
-        late = CropConfig(size_px=64, tissue_from_step=10, tissue_share=1.0)
-        never = replace(late, tissue_from_step=10**9)
-        one, two = CropSampler([discs()], late, seed=0), CropSampler([discs()], never, seed=0)
-        assert torch.equal(one.batch(9, 1)[0], two.batch(9, 1)[0])
-        assert not torch.equal(one.batch(10, 1)[0], two.batch(10, 1)[0])
 
 
 class Tiny(nn.Module):
