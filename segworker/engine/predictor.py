@@ -11,6 +11,7 @@ from segworker.engine.job import ModelFacts, Precision
 from segworker.engine.tiles import Batch, BlockWork, TileFailure, scaled
 from segworker.errors import PredictionError
 from segworker.io.storage import open_storage
+from segworker.models.memory import keep_freed_memory
 from segworker.models.protocol import choose_device, place, predict_arrays
 from segworker.models.registry import load_model, model_digest
 from segworker.types import Prediction
@@ -44,6 +45,8 @@ class Predictor:
     def __init__(self, facts: ModelFacts, *, precision: Precision, device: str, threads: int) -> None:
         torch.set_num_threads(threads)
         self.device = choose_device(device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.precision = precision
         model = load_model(facts.ref, weights=fetch_weights(facts.weights), options=dict(facts.options))
         self.model = place(model, self.device)

@@ -74,8 +74,7 @@ def write_shard(storage: Storage, path: str, results: Sequence[TileResult]) -> i
     with pq.ParquetWriter(
         sink, schema, compression="zstd", use_dictionary=False, column_encoding=_DELTA, write_statistics=False
     ) as writer:
-        for result in results:
-            writer.write_table(pa.Table.from_pylist([_row(result)], schema=schema), row_group_size=1)
+        writer.write_table(_table(results), row_group_size=1)
     content = sink.getvalue().to_pybytes()
     storage.write(path, content)
     return len(content)
@@ -134,24 +133,36 @@ def empty_instances(grid: Grid, row: int, col: int) -> Instances:
     )
 
 
-def _row(result: TileResult) -> dict[str, Any]:
-    found, runs, points = result.instances, result.instances.runs, result.instances.keypoints_NK3
-    return {
-        "scene_id": result.tile_id[0],
-        "row": result.tile_id[1],
-        "col": result.tile_id[2],
-        "status": result.status,
-        "class_ids": found.class_ids,
-        "scores": found.scores,
-        "boxes": found.boxes_xyxy.ravel(),
-        "edges": found.edges,
-        "run_counts": np.diff(runs.offsets).astype(np.int32),
-        "run_rows": runs.rows,
-        "run_starts": runs.starts,
-        "run_lengths": runs.stops - runs.starts,
-        "keypoints": np.zeros(0, np.float32) if points is None else points.ravel(),
-        "num_keypoints": -1 if points is None else points.shape[1],
+def _table(results: Sequence[TileResult]) -> pa.Table:
+    """Return one row for each tile, its arrays as lists."""
+    found = [r.instances for r in results]
+    points = [f.keypoints_NK3 for f in found]
+    arrays: dict[str, list[NDArray[Any]]] = {
+        "class_ids": [f.class_ids for f in found],
+        "scores": [f.scores for f in found],
+        "boxes": [f.boxes_xyxy.ravel() for f in found],
+        "edges": [f.edges for f in found],
+        "run_counts": [np.diff(f.runs.offsets) for f in found],
+        "run_rows": [f.runs.rows for f in found],
+        "run_starts": [f.runs.starts for f in found],
+        "run_lengths": [f.runs.stops - f.runs.starts for f in found],
+        "keypoints": [np.zeros(0) if p is None else p.ravel() for p in points],
     }
+    columns: dict[str, pa.Array] = {
+        "scene_id": pa.array([r.tile_id[0] for r in results], pa.string()),
+        "row": pa.array([r.tile_id[1] for r in results], pa.int32()),
+        "col": pa.array([r.tile_id[2] for r in results], pa.int32()),
+        "status": pa.array([r.status for r in results], pa.string()),
+        "num_keypoints": pa.array([-1 if p is None else p.shape[1] for p in points], pa.int32()),
+    }
+    for name, parts in arrays.items():
+        dtype = SHARD.field(name).type
+        offsets = np.cumsum([0, *(len(p) for p in parts)]).astype(np.int32)
+        values = np.concatenate([np.zeros(0, parts[0].dtype if parts else np.int32), *parts]).astype(
+            dtype.value_type.to_pandas_dtype()
+        )
+        columns[name] = pa.ListArray.from_arrays(pa.array(offsets), pa.array(values, dtype.value_type))
+    return pa.table({name: columns[name] for name in SHARD.names}, schema=SHARD)
 
 
 def _result(table: pa.Table, k: int, grid: Grid) -> TileResult:

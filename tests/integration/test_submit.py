@@ -112,7 +112,7 @@ def test_no_secret_is_written(
             for secret in (b"Signature", s3.secret_key.encode(), s3.access_key.encode()):
                 assert secret not in content, f"{secret!r} in {path.name}"
     caplog.clear()
-    assert cli.main(["run", url.replace("Signature=", "Signature=x"), "--model", PERFECT, "--output", str(store)]) == 1
+    assert cli.main(["run", url.replace("Signature=", "Signature=x"), "--model", PERFECT, "--output", str(store)]) == 2
     assert "403" in (told := capsys.readouterr().err)
     assert "Signature" not in told + caplog.text
 
@@ -191,7 +191,7 @@ def _stop(process: subprocess.Popen[bytes], temp: Path) -> None:
     """Stop the head and what it started: `ray stop` would stop every Ray of this machine."""
     process.terminate()
     try:
-        process.wait(20)
+        process.wait(5)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

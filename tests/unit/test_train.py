@@ -171,6 +171,13 @@ class TestLoop:
         for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
             assert torch.equal(a, b), name
 
+    def test_stopping_early_keeps_the_schedule(self) -> None:
+        early = trainer(12)
+        early.config = replace(early.config, stop_after=5)
+        early.run(log=lambda _: None)
+        assert early.step == 5
+        assert early.optimizer.param_groups[0]["lr"] == learning_rate(4, early.config)
+
     def test_norms_freeze_at_the_end(self) -> None:
         run = trainer(10)
         for _ in range(7):
