@@ -128,13 +128,12 @@ def _run(argv: Sequence[str], *, prog: str, dry_run: bool = False) -> int:
 
 
 def _execute(config: JobConfig, *, dry_run: bool) -> int:
-    from segworker.engine.run import run as run_job
-    from segworker.engine.survey import plan
+    from segworker import engine
 
     if dry_run:
-        print(plan(config).text)
+        print(engine.plan(config).text)
         return ExitCode.DONE
-    summary = run_job(config)
+    summary = engine.run(config)
     print(summary.text)
     return int(summary.exit_code)
 

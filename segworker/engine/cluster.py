@@ -38,8 +38,6 @@ def cluster(config: JobConfig) -> Iterator[None]:
     address = config.engine.address or os.environ.get("RAY_ADDRESS")
     quiet: dict[str, Any] = {"log_to_driver": config.engine.log_level == "debug", "logging_level": logging.ERROR}
     if address in (None, "local"):
-        # Ray would run every worker through `uv run` where the driver was: slow, and it may ask the network.
-        os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine is slow, not broken
         if config.engine.log_level != "debug":  # its own remarks go to the terminal; errors of tasks still come to us

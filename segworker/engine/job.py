@@ -244,7 +244,7 @@ def _common(
         ]
     )
     return Common(
-        store_uri=config.output.output,
+        store_uri=open_storage(config.output.output).uri,  # absolute: workers may have another working directory
         run_id=run_id,
         tile_key=tile_key,
         stitch_key=stitch_key,

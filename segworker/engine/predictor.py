@@ -34,6 +34,8 @@ def describe_model(ref: str, options: dict[str, object], weights: str | None) ->
         ConfigError, WeightsError: as `load_model`.
     """
     content = fetch_weights(weights)
+    if isinstance(content, Path):
+        weights = str(content.absolute())  # workers may have another working directory
     model = load_model(ref, weights=content, options=options)
     digest = model_digest(ref, weights=content, options=options, model=model)
     return ModelFacts(ref, tuple(sorted(options.items())), weights, model.spec, tuple(model.categories), digest)

@@ -120,7 +120,8 @@ def decode_block(work: BlockWork, common: Common) -> BlockReceipt:
     """Decode a block's predictions and write its shard: a partial one where tiles failed."""
     begin = time.perf_counter()
     task, storage = work.task, common.storage
-    results = dict(_durable(task, common))
+    earlier = _durable(task, common)
+    results = dict(earlier)
     for batch in work.batches:
         for k, tile_id in enumerate(batch.tile_ids):
             try:
@@ -145,8 +146,8 @@ def decode_block(work: BlockWork, common: Common) -> BlockReceipt:
     work.seconds["decode"] = time.perf_counter() - begin
     return BlockReceipt(
         task.block.number,
-        sum(r.status == "done" for r in ordered),
-        sum(r.status != "done" for r in ordered),
+        sum(r.status == "done" and r.tile_id not in earlier for r in ordered),
+        sum(r.status != "done" or r.tile_id in earlier for r in ordered),
         sum(len(r.instances) for r in ordered),
         tuple(work.failures),
         work.seconds,

@@ -145,12 +145,12 @@ def part_a(folder: Path, *, quick: bool) -> None:
     """Pipeline over plain loop, for a model of realistic cost."""
     bundled = model_entry("nuclei").bundled
     model = "nuclei" if bundled is not None and bundled.is_file() else "engine_models:untrained"
-    columns = 18 * (3 if quick else 10)  # in one row of tiles 18 are a block
+    columns = 16 * (3 if quick else 10)  # a block of one row has 16 tiles
     path = write_micrograph(folder / "a.tif", width=256 + 224 * (columns - 1), height=256)
     config, job = job_of(path, folder / "store-a", model=model, tile=256, overlap=32)
     threads = os.cpu_count() or 1
     tiles = list(next(iter(job.grids.values())).tiles())
-    half = len(tiles) // 2 // 18 * 18
+    half = len(tiles) // 32 * 16
     first = run_loop(path, job, tiles[:half], threads)
     done = run_phase1(config, job)
     second = run_loop(path, job, tiles[half:], threads)
@@ -202,7 +202,8 @@ def part_b(folder: Path, *, quick: bool) -> None:
 def part_c(folder: Path, *, quick: bool) -> None:
     """Return the efficiency of many predictors."""
     rounds, per_block, cpus = (3, 4, 24) if quick else (6, 16, 24)
-    print(f"{rounds} blocks of {per_block} tiles of 256 px for each predictor, a Ray that is told of {cpus} CPUs\n")
+    size = f"{per_block} tiles of {4096 // per_block} px"
+    print(f"{rounds} blocks of {size} for each predictor, a Ray that is told of {cpus} CPUs\n")
     print("| predictors | possible tiles/s | reached | efficiency | without the first and last round | start-up s |")
     print("|---" * 6 + "|")
     for count in (8, 16):
