@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import rasterio
@@ -28,6 +29,7 @@ from segworker.types import Category, CroppedMasks, InputSpec, Prediction, Tile
 
 STAGES = ("read", "predict", "decode")
 _NUM_PICTURES = 100
+_M = TypeVar("_M")
 
 
 @dataclass(frozen=True)
@@ -53,20 +55,31 @@ def _nothing() -> Prediction:
     )
 
 
-def free() -> Empty:
+def free(ready: str) -> Empty:
     """Return a model that costs nothing."""
-    return Empty(InputSpec())
+    return _told(Empty(InputSpec()), ready)
 
 
-def waiting(seconds_per_tile: float = 0.5) -> Empty:
+def waiting(ready: str, seconds_per_tile: float = 0.5) -> Empty:
     """Return a model that uses no processor, only time, as a GPU does."""
-    return Empty(InputSpec(), seconds_per_tile)
+    return _told(Empty(InputSpec(), seconds_per_tile), ready)
 
 
-def untrained() -> Model:
-    """Return the bundled model's network with random weights: the cost without the file."""
+def bundled(ready: str) -> Model:
+    """Return the nuclei model that comes with segworker."""
+    return _told(load_model("nuclei"), ready)
+
+
+def untrained(ready: str) -> Model:
+    """Return the same network with random weights: the cost without the file."""
     torch.manual_seed(0)
-    return build_nuclei()
+    return _told(build_nuclei(), ready)
+
+
+def _told(model: _M, ready: str) -> _M:
+    """Touch a file: its time tells when the last process had its model."""
+    Path(ready).touch()
+    return model
 
 
 def write_micrograph(path: Path, *, width: int, height: int, period_px: int = 2048, **profile: object) -> Path:
