@@ -183,7 +183,8 @@ def part_a(folder: Path, *, quick: bool) -> None:
     idle = threads / done.rate - done.cpu_per_tile
     limit = 1 / done.stage_s["predict"]
     print(
-        f"\nstart-up before the first tile: {done.start_up_s:.1f} s; the predictor alone would allow {limit:.3f} tiles/s"
+        f"\nstart-up before the first tile: {done.start_up_s:.1f} s; "
+        f"the predictor alone would allow {limit:.3f} tiles/s"
     )
     if done.rate > limit:
         print("the pipeline's rate is above that: too few blocks, or a machine that others use; it is no figure")
