@@ -28,8 +28,10 @@ from segworker.errors import ExitCode, SceneError, SegworkerError
 from segworker.io.commit import commit_run, features_version
 from segworker.io.failures import redact
 from segworker.io.ids import reserve_scene_numbers
+from segworker.io.lease import Held, held, keys_in_use
+from segworker.io.orphans import tidy_up
 from segworker.io.shards import durable_blocks, expire_shards
-from segworker.io.storage import open_storage
+from segworker.io.storage import Storage, open_storage
 from segworker.report.overview import draw_overviews
 from segworker.schema import COMMIT_COLUMNS, SCENES
 from segworker.sources.find import SceneFailure
@@ -66,16 +68,18 @@ def run(config: JobConfig) -> RunSummary:
     if not job.scenes:
         raise _nothing_readable(job)
     check_memory(job)
-    announce(job, account)
-    try:
-        return _run(job, account)
-    except SegworkerError as error:
-        with suppress(SegworkerError):  # the store may be what failed
-            announce(job, account, error)
-        raise
+    storage = open_storage(job.common.store_uri)
+    with held(storage, run_id, tile_key=job.common.tile_key) as lease:
+        announce(job, account)
+        try:
+            return _run(job, account, lease)
+        except SegworkerError as error:
+            with suppress(SegworkerError):  # the store may be what failed
+                announce(job, account, error)
+            raise
 
 
-def _run(job: Job, account: Account) -> RunSummary:
+def _run(job: Job, account: Account, lease: Held) -> RunSummary:
     """Do the work of a job that can begin: predict, stitch, commit, and tell."""
     config = job.config
     storage = open_storage(job.common.store_uri)
@@ -90,6 +94,7 @@ def _run(job: Job, account: Account) -> RunSummary:
             stitched = stitch_blocks(job, scene_nos, shard_bytes, tell=progress.add)
     counts = _counts_by_scene(stitched)
     with account.timed("commit"):
+        lease.confirm()
         commit = commit_run(
             storage,
             run_id=job.common.run_id,
@@ -103,11 +108,24 @@ def _run(job: Job, account: Account) -> RunSummary:
         pictures = draw_overviews(storage, job.common.run_id, shown, job.grids, job.common.table_crs)
     if not (job.failures or account.failures):
         keep_s = config.output.keep_work.total_seconds()
-        expire_shards(storage, job.common.tile_key, keep_s=keep_s, now_s=time.time())
+        in_use = keys_in_use(storage, but=job.common.run_id)
+        expire_shards(storage, job.common.tile_key, keep_s=keep_s, now_s=time.time(), in_use=in_use)
+    _tidy_up(storage)
     account.seconds["total"] = time.perf_counter() - account.started
     exit_code = int(_exit_code(job, account))
     record = run_record(job, workers, account, stitched, counts, pictures, commit.features_version, exit_code)
     return RunSummary(exit_code, summary_text(record, storage), record)
+
+
+def _tidy_up(storage: Storage) -> None:
+    """Remove what dead runs left; where that fails the next run will do it."""
+    try:
+        removed = tidy_up(storage)
+    except SegworkerError as error:
+        _log.warning("what dead runs left stays for now: %s", error)
+        return
+    if removed:
+        _log.info("%d files that dead runs left were removed", len(removed))
 
 
 def _predict(job: Job, workers: Workers, account: Account) -> tuple[Job, dict[int, int]]:

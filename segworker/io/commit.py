@@ -75,6 +75,11 @@ def committed_as(storage: Storage, run_id: str) -> int | None:
     return None if table is None else _recorded(table, RUN_APP + run_id)
 
 
+def is_committed(table: DeltaTable, run_id: str) -> bool:
+    """Whether a run's features are in a version of the features table (or were: later runs may have replaced them)."""
+    return _recorded(table, RUN_APP + run_id) is not None
+
+
 def commit_run(
     storage: Storage,
     *,

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from segworker.grid import Grid
-from segworker.io.storage import Storage
+from segworker.io.storage import ObjectInfo, Storage
 from segworker.types import Instances, Runs
 
 TileId = tuple[str, int, int]
@@ -110,15 +110,30 @@ def durable_blocks(storage: Storage, tile_key: str, block_keys: Iterable[str]) -
     return whole, partial
 
 
-def expire_shards(storage: Storage, tile_key: str, *, keep_s: float, now_s: float) -> int:
+def expire_shards(storage: Storage, tile_key: str, *, keep_s: float, now_s: float, in_use: Collection[str] = ()) -> int:
     """Remove shards older than `keep_s` seconds and return how many.
 
-    Below a day only those of `tile_key` go: another run may be at work on the others.
+    Below a day only those of `tile_key` go: a run may mean to go on from the others.
+
+    Args:
+        storage: the store's root.
+        tile_key: of the run that is done.
+        keep_s: what is younger stays.
+        now_s: seconds since the epoch.
+        in_use: tile keys of which all shards stay, because other runs are at work with them.
     """
     folder = "work" if keep_s >= SHARED_AFTER_S else f"work/{tile_key}"
-    old = [info.path for info in storage.list(folder) if now_s - info.mtime_s >= keep_s]
+    old = [info.path for info in old_shards(storage, folder, keep_s=keep_s, now_s=now_s, in_use=in_use)]
     storage.delete(old)
     return len(old)
+
+
+def old_shards(
+    storage: Storage, folder: str = "work", *, keep_s: float, now_s: float, in_use: Collection[str] = ()
+) -> list[ObjectInfo]:
+    """Return the shards below a folder that are older than `keep_s` seconds and not in use."""
+    found = (info for info in storage.list(folder) if now_s - info.mtime_s >= keep_s)
+    return [info for info in found if info.path.split("/")[1] not in in_use]
 
 
 def empty_instances(grid: Grid, row: int, col: int) -> Instances:
