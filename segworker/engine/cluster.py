@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 
 from segworker.config import JobConfig
 from segworker.engine.job import Precision
@@ -38,6 +39,10 @@ def cluster(config: JobConfig) -> Iterator[None]:
     address = config.engine.address or os.environ.get("RAY_ADDRESS")
     quiet: dict[str, Any] = {"log_to_driver": config.engine.log_level == "debug", "logging_level": logging.ERROR}
     if address in (None, "local"):
+        # Where the driver runs in `uv run`, Ray would run every worker through it too, in a copy of the working
+        # directory: slow, it may ask the network, and modules beside the script are not found. Ray reads the variable
+        # of this name when it is imported, which a script may have done before us. In a cluster's job Ray's way stays.
+        ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine is slow, not broken
         if config.engine.log_level != "debug":  # its own remarks go to the terminal; errors of tasks still come to us
