@@ -21,6 +21,7 @@ from pydantic_core import ErrorDetails
 
 from segworker.config import JobConfig, leaves, sections
 from segworker.errors import ConfigError
+from segworker.killpoints import KILL_VARIABLE, STOP_VARIABLE
 
 ENV_PREFIX = "SEGWORKER_"
 CONFIG_VARIABLE = "SEGWORKER_CONFIG"
@@ -104,7 +105,12 @@ def flag(name: str) -> str:
 def _check_environment() -> None:
     known = [variable(section, name) for name, (section, _) in leaves().items()]
     for name in os.environ:
-        if name.upper().startswith(ENV_PREFIX) and name.upper() not in {*known, CONFIG_VARIABLE}:
+        if name.upper().startswith(ENV_PREFIX) and name.upper() not in {
+            *known,
+            CONFIG_VARIABLE,
+            KILL_VARIABLE,
+            STOP_VARIABLE,
+        }:
             raise ConfigError(unknown("environment variable", name, known))
 
 

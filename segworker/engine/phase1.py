@@ -19,6 +19,7 @@ from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 from segworker.engine.cluster import Workers
 from segworker.engine.job import BlockTask, Common, ModelFacts, Precision
 from segworker.engine.tiles import BlockReceipt, BlockWork, decode_block, read_block
+from segworker.killpoints import reached
 
 MAX_RESTARTS = 16
 "Of one predictor process that dies."
@@ -71,12 +72,15 @@ class _Predict:
 
     def __call__(self, row: Row) -> Row:
         work: BlockWork = pickle.loads(row["work"])
+        reached("predict")
         self.predictor.predict(work)
         return {"work": pickle.dumps(work, protocol=5)}
 
 
 def _decode(row: Row, shared: ray.ObjectRef[Common]) -> Row:
-    return {"receipt": pickle.dumps(decode_block(pickle.loads(row["work"]), _got(shared)))}
+    receipt = decode_block(pickle.loads(row["work"]), _got(shared))
+    reached("shard")
+    return {"receipt": pickle.dumps(receipt)}
 
 
 def _got(shared: ray.ObjectRef[Common] | Common) -> Common:

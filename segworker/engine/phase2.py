@@ -20,6 +20,7 @@ from segworker.engine.job import BlockTask, Common, Job, with_grid_limits
 from segworker.engine.writing import GroupResult, finish, write_group
 from segworker.grid import Grid
 from segworker.io.shards import read_shard, shard_path
+from segworker.killpoints import reached
 from segworker.stitch import (
     BlockLinks,
     BlockRank,
@@ -175,6 +176,7 @@ def _link(common: Common, task: BlockTask, ring: Sequence[tuple[str, Sequence[Ti
     part = task.block.ranges[0]
     grid = task.grids[part.scene_id]
     own = _read_tiles(common, task).get(part.scene_id, {})
+    reached("link")
     around: dict[TileKey, Instances] = {}
     for key, wanted in ring:
         around.update(_read_some(common, part.scene_id, grid, key, wanted))
@@ -271,10 +273,12 @@ def _stitch_large(
         borders.append(border)
         links.append(full)
         stitched.seams.add(seen, ious)
+    reached("linked")
     joined = join_blocks(borders)
     arguments = [(shared, t, full, border) for t, full, border in zip(tasks, links, joined, strict=True)]
     cut = list(_in_order(_cut, arguments, 3))
     summaries, whole, parts = (list(column) for column in zip(*cut, strict=True))
+    reached("cut")
     ranks = rank_blocks(summaries, options=options)
     counts = {k: int(s.rows.sum()) + len(r.home) for k, (s, r) in enumerate(zip(summaries, ranks, strict=True))}
     numbered = [Block(k, "", t.block.ranges) for k, t in enumerate(tasks)]

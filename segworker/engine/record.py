@@ -14,6 +14,7 @@ from segworker.engine.account import Account
 from segworker.engine.cluster import Workers
 from segworker.engine.job import Job
 from segworker.engine.phase2 import SeamCounts, Stitched
+from segworker.errors import ExitCode
 from segworker.io.failures import redact
 from segworker.io.storage import Storage, open_storage
 
@@ -95,7 +96,7 @@ def announce(job: Job, account: Account, error: BaseException | None = None) -> 
             "run_id": job.common.run_id,
             "name": job.config.output.name,
             "status": "running" if error is None else "failed",
-            "exit_code": None if error is None else 1,
+            "exit_code": None if error is None else int(getattr(error, "exit_code", ExitCode.FAILED)),
             "error": None if error is None else str(error),
             "started_at": account.started_at.isoformat(),
             "keys": {"tile_key": job.common.tile_key, "stitch_key": job.common.stitch_key},

@@ -32,6 +32,7 @@ from segworker.io.lease import Held, held, keys_in_use
 from segworker.io.orphans import tidy_up
 from segworker.io.shards import durable_blocks, expire_shards
 from segworker.io.storage import Storage, open_storage
+from segworker.killpoints import reached
 from segworker.report.overview import draw_overviews
 from segworker.schema import COMMIT_COLUMNS, SCENES
 from segworker.sources.find import SceneFailure
@@ -71,6 +72,7 @@ def run(config: JobConfig) -> RunSummary:
     storage = open_storage(job.common.store_uri)
     with held(storage, run_id, tile_key=job.common.tile_key) as lease:
         announce(job, account)
+        reached("planned")
         try:
             return _run(job, account, lease)
         except SegworkerError as error:
@@ -92,6 +94,7 @@ def _run(job: Job, account: Account, lease: Held) -> RunSummary:
         scene_nos = reserve_scene_numbers(storage, job.scenes)
         with account.timed("stitch"), Progress("stitch", job.num_tiles, mode=config.engine.progress) as progress:
             stitched = stitch_blocks(job, scene_nos, shard_bytes, tell=progress.add)
+    reached("parts")
     counts = _counts_by_scene(stitched)
     with account.timed("commit"):
         lease.confirm()
@@ -103,6 +106,7 @@ def _run(job: Job, account: Account, lease: Held) -> RunSummary:
             table_crs=job.common.table_crs,
             base_version=base_version,
         )
+    reached("committed")
     with account.timed("overview"):
         shown = list(job.scenes.values())[: config.output.overview]
         pictures = draw_overviews(storage, job.common.run_id, shown, job.grids, job.common.table_crs)
@@ -146,6 +150,7 @@ def _predict(job: Job, workers: Workers, account: Account) -> tuple[Job, dict[in
             account.add(receipt)
             progress.add(job.blocks[receipt.number].num_tiles, receipt.num_instances)
             sizes[receipt.number] = receipt.shard_bytes
+            reached("some-shards")
             if receipt.failures:
                 failed.add(receipt.number)
             if not receipt.num_done + receipt.num_skipped:

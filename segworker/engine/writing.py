@@ -18,6 +18,7 @@ from segworker.io.failures import redact
 from segworker.io.geoparquet import Part
 from segworker.io.rows import SceneFeatures, coco_of, outline, rows_of
 from segworker.io.table import write_part
+from segworker.killpoints import reached
 from segworker.stitch import Features
 from segworker.types import Scene
 
@@ -70,6 +71,7 @@ def write_group(
     tables = [rows for _, rows in found if len(rows)]
     if tables:
         result.part = write_part(storage, common.run_id, number, pa.concat_tables(tables), common.table_crs)
+    reached("part")
     if common.coco:
         result.coco = coco_path(common.run_id, number)
         info = {"description": f"segworker run {common.run_id}", "version": "1.0"}

@@ -34,9 +34,11 @@ from segworker.io.delta import commit_files, create_table, failures_of, live_fil
 from segworker.io.geoparquet import Part, column_stats, write_parquet
 from segworker.io.ids import INDEX_BITS, format_ranges, parse_ranges
 from segworker.io.replace import Replacement, meets
+from segworker.io.retry import retried
 from segworker.io.storage import Storage
 from segworker.io.table import FEATURES_TABLE, SCENES_TABLE, ensure_store, part_name, read_parquet
 from segworker.io.table_crs import TableCrs
+from segworker.killpoints import reached
 from segworker.schema import COMMIT_COLUMNS, FEATURES, SCENES
 
 STORE_APP = "segworker"
@@ -117,6 +119,7 @@ def commit_run(
     _check_parts(work)
     ensure_store(storage, table_crs)
     result = _until_done(lambda: _try_features(work), storage.location(FEATURES_TABLE))
+    reached("features")
     _until_done(lambda: _try_scenes(work, result.commit_no), storage.location(SCENES_TABLE))
     return result
 
@@ -162,6 +165,7 @@ def _try_features(work: _Work) -> CommitResult | None:
         return CommitResult(done, int(table.version()), 0, 0, repeated=True)
     _refuse_overlap(work, table)
     removal = work.replacement.plan(live_files_of(table))
+    reached("rewritten")
     number = (_recorded(table, STORE_APP) or 0) + 1
     version = int(table.version()) + 1
     entry = {"commit_no": number, "run_id": work.run_id, "scenes": format_ranges(work.replaced)}
@@ -187,7 +191,7 @@ def _refuse_overlap(work: _Work, table: DeltaTable) -> None:
     if num_newer <= 0:
         return
     with failures_of(table.table_uri):
-        history = table.history(num_newer)
+        history = retried(lambda: table.history(num_newer))
     for entry in history:
         text = entry.get(LOG_KEY)
         if text is None:
@@ -221,6 +225,7 @@ def _try_scenes(work: _Work, commit_no: int) -> bool | None:
     old = [read_parquet(work.storage, f"{SCENES_TABLE}/{file.path}").cast(SCENES) for file in touched]
     rows = _merge_scenes(pa.concat_tables([SCENES.empty_table(), *old]), work, commit_no)
     added = [_write_scenes(work, rows)] if len(rows) else []
+    reached("scenes-file")
     landed = commit_files(
         table,
         SCENES,
@@ -279,4 +284,4 @@ def _check_parts(work: _Work) -> None:
 
 def _recorded(table: DeltaTable, app_id: str) -> int | None:
     with failures_of(table.table_uri):
-        return table.transaction_version(app_id)
+        return retried(lambda: table.transaction_version(app_id))

@@ -15,6 +15,7 @@ from deltalake.transaction import AddAction, CommitProperties, RemoveAction, Tra
 
 from segworker.io.failures import explain
 from segworker.io.geoparquet import Part
+from segworker.io.retry import FAILURES, is_lost, retried
 from segworker.io.storage import Storage
 
 
@@ -36,7 +37,7 @@ def open_table(storage: Storage, name: str, *, version: int | None = None) -> De
     uri = storage.delta_uri(name)
     with failures_of(uri):
         try:
-            return DeltaTable(uri, version=version, storage_options=storage.delta_options())
+            return retried(lambda: DeltaTable(uri, version=version, storage_options=storage.delta_options()))
         except TableNotFoundError:
             return None
 
@@ -49,15 +50,17 @@ def create_table(storage: Storage, name: str, schema: pa.Schema, *, description:
     uri = storage.delta_uri(name)
     with failures_of(uri):
         try:
-            return DeltaTable.create(
-                uri,
-                schema,
-                mode="error",
-                name=name,
-                description=description,
-                storage_options=storage.delta_options(),
+            return retried(
+                lambda: DeltaTable.create(
+                    uri,
+                    schema,
+                    mode="error",
+                    name=name,
+                    description=description,
+                    storage_options=storage.delta_options(),
+                )
             )
-        except DeltaError:
+        except FAILURES:  # that there is one already, mostly
             table = open_table(storage, name)
             if table is None:
                 raise
@@ -67,7 +70,7 @@ def create_table(storage: Storage, name: str, schema: pa.Schema, *, description:
 def live_files_of(table: DeltaTable) -> list[LiveFile]:
     """Return the data files of a table's version, sorted by path."""
     with failures_of(table.table_uri):
-        rows = pa.table(table.get_add_actions()).to_pylist()
+        rows = retried(lambda: pa.table(table.get_add_actions())).to_pylist()
     files = [
         LiveFile(row["path"], row["size_bytes"], row["num_records"], row.get("min") or {}, row.get("max") or {})
         for row in rows
@@ -85,6 +88,8 @@ def commit_files(
     metadata: dict[str, str],
 ) -> bool:
     """Add and remove files in one version right after `table`'s; False where another writer took that version.
+
+    False also where the answer was lost: whether the commit landed, its transactions tell on the newest version.
 
     Args:
         table: the version that the removals were planned on.
@@ -108,6 +113,10 @@ def commit_files(
         try:
             table.create_write_transaction(actions, "append", schema, commit_properties=properties)
         except CommitFailedError:
+            return False
+        except FAILURES as error:
+            if not is_lost(error):
+                raise
             return False
     return True
 

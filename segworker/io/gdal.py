@@ -11,11 +11,11 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
 import rasterio
@@ -26,6 +26,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from segworker.errors import ReadError, SceneError
 from segworker.io.aws import gdal_env, rasterio_session, resolve_access
 from segworker.io.failures import redact
+from segworker.io.retry import pause
 
 SELF_CONTAINED = frozenset(
     {".tif", ".tiff", ".btf", ".svs", ".png", ".jpg", ".jpeg", ".webp", ".jp2", ".j2k", ".bmp", ".gif"}
@@ -37,6 +38,8 @@ GDAL_ERRORS = (RasterioError, CPLE_BaseError, OSError, ValueError, MemoryError)
 "What rasterio raises for files that are damaged, absurd or not rasters."
 CACHE_BYTES = 512 * 2**20
 "For each process; GDAL's own default, 5% of the machine, is too much for a worker per core. GDAL_CACHEMAX overrides."
+READ_TRIES = 4
+_T = TypeVar("_T")
 _ACCESS_S = 300
 _OPTIONS = {
     "GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO",  # the fast path fills a truncated PNG with zeros and reports nothing
@@ -107,10 +110,29 @@ def opened(uri: str, *, side_files: bool, overview_level: int | None = None) -> 
 def open_dataset(uri: str, *, overview_level: int | None = None) -> Any:  # noqa: ANN401 - rasterio ships no types
     """Open a raster inside `gdal_environment`; the caller closes it."""
     options = {} if overview_level is None else {"overview_level": overview_level}
+    path = gdal_path(uri)
     try:
-        return rasterio.open(gdal_path(uri), sharing=False, **options)
+        return reread(uri, lambda: rasterio.open(path, sharing=False, **options))
     except GDAL_ERRORS as error:
         raise SceneError(f"a scene must be a raster that GDAL opens, got {_what(uri, error)}") from None
+
+
+def reread(uri: str, read: Callable[[], _T]) -> _T:
+    """Return what a read returns, trying again where a remote raster fails.
+
+    GDAL repeats requests that were refused or reset, not those whose answer ended too early.
+    """
+    if is_remote(uri):
+        for tries in range(READ_TRIES - 1):
+            with suppress(*GDAL_ERRORS):
+                return read()
+            pause(tries)
+    return read()
+
+
+def is_remote(uri: str) -> bool:
+    """Whether a scene is read over a network."""
+    return "://" in uri and not uri.startswith("file://")
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from rasterio.windows import Window as RasterioWindow
 
 from segworker.errors import SceneError
 from segworker.io.bands import BandPlan, Pixels, plan_bands
-from segworker.io.gdal import SIDE_FILES, gdal_environment, open_dataset, reading
+from segworker.io.gdal import SIDE_FILES, gdal_environment, open_dataset, reading, reread
 from segworker.io.header import WARPED, FileStat, Limits, open_scene, warped
 from segworker.io.resample import Taps, Valid, resample
 from segworker.types import InputSpec, Scene, Tile, TileImage, Window
@@ -48,8 +48,7 @@ class Level:
         where = f"columns {window.col_off}-{window.col_end}, rows {window.row_off}-{window.row_end}"
         with reading(self.scene.uri, self.scene.scene_id, where):
             dtype = None if self._palette is not None else self.scene.dtype
-            pixels = self.dataset.read(self._indexes, window=area, out_dtype=dtype)
-            valid = self._valid(area, pixels)
+            pixels, valid = reread(self.scene.uri, lambda: self._read(area, dtype))
         if self._palette is not None:
             return self._expand(pixels[0], valid)
         if np.issubdtype(pixels.dtype, np.floating):
@@ -57,6 +56,10 @@ class Level:
             valid &= finite.all(axis=0)
             pixels = np.where(finite, pixels, pixels.dtype.type(0))
         return pixels, valid
+
+    def _read(self, area: Any, dtype: Any) -> tuple[Pixels, Valid]:  # noqa: ANN401 - rasterio ships no types
+        pixels = self.dataset.read(self._indexes, window=area, out_dtype=dtype)
+        return pixels, self._valid(area, pixels)
 
     def _valid(self, area: Any, pixels: Pixels) -> Valid:  # noqa: ANN401 - rasterio ships no types
         valid = np.ones(pixels.shape[1:], np.bool_)

@@ -26,6 +26,7 @@ from obstore.store import LocalStore, S3Store
 from segworker.errors import StorageError
 from segworker.io.aws import AwsAccess, gdal_env, rasterio_session, resolve_access
 from segworker.io.failures import explain, is_missing_bucket, redact
+from segworker.io.retry import TRIES, is_lost, pause, retried
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
@@ -38,9 +39,9 @@ READ_BUFFER_BYTES = 2**20
 _RETRY: RetryConfig = {
     "max_retries": 8,
     "backoff": {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=8), "base": 2},
-    "retry_timeout": timedelta(seconds=60),
+    "retry_timeout": timedelta(seconds=600),  # several of the timeouts below: a request that stalls is tried again
 }
-_CLIENT: ClientConfig = {"timeout": "120s", "connect_timeout": "5s"}
+_CLIENT: ClientConfig = {"timeout": "300s", "read_timeout": "60s", "connect_timeout": "5s"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +102,14 @@ class Storage:
     def read(self, path: str) -> bytes:
         """Return a whole object. A missing one is a StorageError."""
         try:
-            return bytes(obstore.get(self._open(), _checked(path)).bytes())
+            return retried(lambda: bytes(obstore.get(self._open(), _checked(path)).bytes()))
         except (BaseError, OSError) as error:
             raise self._failure("read", path, error) from None
 
     def read_range(self, path: str, start: int, stop: int) -> bytes:
         """Return bytes [start, stop) of an object; fewer where it ends before."""
         try:
-            return bytes(obstore.get_range(self._open(), _checked(path), start=start, end=stop))
+            return retried(lambda: bytes(obstore.get_range(self._open(), _checked(path), start=start, end=stop)))
         except (BaseError, OSError) as error:
             raise self._failure("read", path, error) from None
 
@@ -136,7 +137,7 @@ class Storage:
         if not self.is_s3 and not Path(self.uri).is_dir():
             return None
         try:
-            return _info(obstore.head(self._open(), _checked(path)))
+            return _info(retried(lambda: obstore.head(self._open(), _checked(path))))
         except FileNotFoundError:
             self._require_bucket()
             return None
@@ -150,11 +151,20 @@ class Storage:
         """
         if not self.is_s3 and not Path(self.uri).is_dir():
             return
-        try:
-            for chunk in obstore.list(self._open(), _checked(prefix) or None, chunk_size=1000):
-                yield from map(_info, chunk)
-        except (BaseError, OSError) as error:
-            raise self._failure("list", prefix, error) from None
+        last: str | None = None  # an object store lists in order: a listing that breaks off goes on behind it
+        tries = 0
+        while True:
+            try:
+                for chunk in obstore.list(self._open(), _checked(prefix) or None, chunk_size=1000, offset=last):
+                    yield from map(_info, chunk)
+                    last, tries = chunk[-1]["path"], 0
+            except (BaseError, OSError) as error:
+                tries += 1
+                if tries == TRIES or not is_lost(error):
+                    raise self._failure("list", prefix, error) from None
+                pause(tries)
+            else:
+                return
 
     # -- writing ------------------------------------------------------------------------------------------------
 
@@ -166,18 +176,22 @@ class Storage:
             data: the bytes, or a local file, which is streamed (in parts where it is large).
         """
         try:
-            obstore.put(self._open(for_writing=True), _checked(path), data, chunk_size=CHUNK_BYTES, max_concurrency=4)
+            store = self._open(for_writing=True)
+            retried(lambda: obstore.put(store, _checked(path), data, chunk_size=CHUNK_BYTES, max_concurrency=4))
         except (BaseError, OSError) as error:
             raise self._failure("write", path, error) from None
 
     def write_new(self, path: str, data: bytes | Path) -> bool:
-        """Write an object unless there is one already; of many writers at once, one gets True.
+        """Write an object unless there is one already; of many writers at once, one at most gets True.
+
+        False also where a first try wrote it and its answer was lost: who must know reads it.
 
         Data of a size that fits one request (5 GiB on S3); a file is read into memory.
         """
         body = data.read_bytes() if isinstance(data, Path) else data
+        store = self._open(for_writing=True)
         try:
-            obstore.put(self._open(for_writing=True), _checked(path), body, mode="create", use_multipart=False)
+            retried(lambda: obstore.put(store, _checked(path), body, mode="create", use_multipart=False))
         except (AlreadyExistsError, PreconditionError):
             return False
         except (BaseError, OSError) as error:
@@ -194,7 +208,7 @@ class Storage:
         if not names:
             return
         try:
-            obstore.delete(self._open(), names)
+            retried(lambda: obstore.delete(self._open(), names))
         except FileNotFoundError as error:
             if is_missing_bucket(error):
                 raise self._failure("delete", names[0], error) from None

@@ -9,7 +9,6 @@ import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
-import duckdb
 import geopandas
 import numpy as np
 import pyarrow as pa
@@ -18,7 +17,6 @@ import pyogrio
 import pytest
 import shapely
 from deltalake import DeltaTable
-from duckdb_extensions import import_extension
 
 from segworker.errors import CommitConflict, StorageError, StoreError
 from segworker.io import commit as commit_module
@@ -29,6 +27,7 @@ from segworker.io.storage import Storage, open_storage
 from segworker.io.table import live_files, read_features, read_scenes, read_store_info, write_part
 from segworker.io.table_crs import TableCrs
 from segworker.schema import FORMAT_VERSION
+from tests.duck import duckdb_connection
 from tests.feature_rows import UTM, feature_rows, scene_rows
 
 MAP = TableCrs.of(UTM)
@@ -343,19 +342,3 @@ def _local_copy(uri: str, storage: Storage):
     if not storage.is_s3:
         return uri
     return pa.BufferReader(storage.read(uri.removeprefix(f"{storage.uri}/")))
-
-
-def duckdb_connection(storage: Storage) -> duckdb.DuckDBPyConnection:
-    connection = duckdb.connect()
-    for name in ("spatial", "httpfs", "delta"):
-        import_extension(name, con=connection)
-        connection.load_extension(name)
-    if storage.is_s3:
-        options = storage.delta_options()
-        endpoint = options["AWS_ENDPOINT_URL"].removeprefix("http://")
-        connection.sql(
-            f"CREATE SECRET (TYPE s3, KEY_ID '{options['AWS_ACCESS_KEY_ID']}', "
-            f"SECRET '{options['AWS_SECRET_ACCESS_KEY']}', REGION 'us-east-1', ENDPOINT '{endpoint}', "
-            "USE_SSL false, URL_STYLE 'path')"
-        )
-    return connection
