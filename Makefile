@@ -1,5 +1,5 @@
 # Every target runs in the project's own environment; uv makes it on first use.
-.PHONY: help check format lint types test slow gpu bench demo docs
+.PHONY: help check format lint types test slow soak gpu bench demo docs
 
 help:            ## list the targets
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -22,6 +22,9 @@ test:            ## the test suite without its slow part
 
 slow:            ## the slow tests: minutes each
 	uv run pytest -m "slow and not gpu" --timeout 3600
+
+soak:            ## half an hour of faults and kills against a real S3 server; fails unless nothing is lost
+	uv run python -m tests.soak --minutes 30
 
 gpu:             ## tests that need a CUDA device
 	uv run pytest -m gpu --timeout 3600

@@ -38,7 +38,7 @@ GDAL_ERRORS = (RasterioError, CPLE_BaseError, OSError, ValueError, MemoryError)
 "What rasterio raises for files that are damaged, absurd or not rasters."
 CACHE_BYTES = 512 * 2**20
 "For each process; GDAL's own default, 5% of the machine, is too much for a worker per core. GDAL_CACHEMAX overrides."
-READ_TRIES = 4
+READ_TRIES = 6
 _T = TypeVar("_T")
 _ACCESS_S = 300
 _OPTIONS = {
@@ -123,10 +123,10 @@ def reread(uri: str, read: Callable[[], _T]) -> _T:
     GDAL repeats requests that were refused or reset, not those whose answer ended too early.
     """
     if is_remote(uri):
-        for tries in range(READ_TRIES - 1):
+        for _ in range(READ_TRIES - 1):
             with suppress(*GDAL_ERRORS):
                 return read()
-            pause(tries)
+            pause(1)  # not longer with each try: a damaged file fails in each of its tiles
     return read()
 
 
