@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import random
 import shutil
+import signal
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pytest
@@ -18,6 +24,9 @@ from segworker.synthetic.paint import paint_scene
 from segworker.synthetic.scenes import make_scene
 from tests.drivers import Driver, start, wait_for
 from tests.painted import features, scenes, segment
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -165,6 +174,32 @@ def test_a_killed_run_leaves_no_process(world: World, tmp_path: Path) -> None:
     driver.kill()
     wait_for(lambda: not driver.others())
     check_run_again(world, store)
+
+
+@pytest.fixture
+def two_nodes() -> Iterator[Cluster]:
+    """A cluster of two nodes on this machine; either of them could do the work alone."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster()
+    for name in ("head", "other"):
+        cluster.add_node(num_cpus=2, node_name=name, object_store_memory=100_000_000)
+    yield cluster
+    cluster.shutdown()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # Ray drops its daemons without waiting for them
+        gc.collect()
+
+
+def test_a_run_whose_node_dies(two_nodes: Cluster, world: World, tmp_path: Path) -> None:
+    """Its raylet gets SIGKILL: what ran on it runs elsewhere, and what it held is made again."""
+    store = tmp_path / "store"
+    driver = world.start(store, address=two_nodes.address)
+    wait_for(lambda: durable_tiles(store) > 0 or driver.process.exitcode is not None)
+    (node,) = two_nodes.worker_nodes
+    os.kill(node.all_processes["raylet"][0].process.pid, signal.SIGKILL)
+    assert driver.outcome() == 0
+    check_result(world, store)
 
 
 def num_files(store: Path) -> int:
