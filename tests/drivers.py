@@ -30,7 +30,7 @@ class Driver:
     "In the environment of the process and of all that it starts."
     errors: Path | None
 
-    def outcome(self, timeout_s: float = 200) -> int:
+    def outcome(self, timeout_s: float = 600) -> int:
         """Wait for the run and return its exit code, that of the command line; minus the signal that killed it."""
         self.process.join(timeout_s)
         if self.process.exitcode is None:
@@ -81,7 +81,7 @@ def start(
     return Driver(process, token, errors)
 
 
-def wait_for(condition: Callable[[], object], *, timeout_s: float = 120, every_s: float = 0.02) -> None:
+def wait_for(condition: Callable[[], object], *, timeout_s: float = 600, every_s: float = 0.02) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:

@@ -30,6 +30,8 @@ from tests.faulty import FAULTS, FaultyProxy, Request
 from tests.integration.test_table import contents, run, scenes_of
 from tests.painted import features, scenes, segment
 
+pytestmark = pytest.mark.timeout(900)
+
 GRID = {"tile": 64, "overlap": 24, "workers": 1}
 WRITING = ("PUT", "POST", "DELETE")
 
