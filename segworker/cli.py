@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from segworker import cli_upkeep
 from segworker.config import JobConfig
 from segworker.config_flags import Parser, parse
 from segworker.config_load import CONFIG_VARIABLE, load, to_yaml, unknown
@@ -190,20 +191,6 @@ def _sample_command(argv: Sequence[str]) -> int:
     return ExitCode.DONE
 
 
-def _files_command(argv: Sequence[str]) -> int:
-    """List the live GeoParquet files of a store (a bare glob would also find dead ones)."""
-    parser = Parser(prog="segworker files", description=_files_command.__doc__)
-    parser.add_argument("store", metavar="STORE", help="Folder or s3://bucket/prefix of a store.")
-    store: str = parser.parse_args(argv).store
-    from segworker.io.storage import open_storage
-    from segworker.io.table import FEATURES_TABLE, live_files
-
-    storage = open_storage(store)
-    for file in live_files(storage):
-        print(storage.child(FEATURES_TABLE).location(file.path))
-    return ExitCode.DONE
-
-
 def _version_command(argv: Sequence[str]) -> int:
     """Print the version."""
     Parser(prog="segworker version", description=_version_command.__doc__).parse_args(argv)
@@ -224,7 +211,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "plan": _plan_command,
     "models": _models_command,
     "sample": _sample_command,
-    "files": _files_command,
+    **cli_upkeep.COMMANDS,
     "version": _version_command,
 }
 

@@ -30,7 +30,7 @@ from deltalake import DeltaTable
 from numpy.typing import NDArray
 
 from segworker.errors import CommitConflict, StoreError
-from segworker.io.delta import commit_files, create_table, failures_of, live_files_of, open_table
+from segworker.io.delta import LiveFile, commit_files, create_table, failures_of, live_files_of, open_table
 from segworker.io.geoparquet import Part, column_stats, write_parquet
 from segworker.io.ids import INDEX_BITS, format_ranges, parse_ranges
 from segworker.io.replace import Replacement, meets
@@ -46,6 +46,7 @@ RUN_APP = "segworker/run/"
 LOG_KEY = "segworker"
 MAX_TRIES = 50
 MAX_SCENE_FILES = 32
+_SCENES_TEXT = "one row for each scene"
 _T = TypeVar("_T")
 
 
@@ -74,12 +75,12 @@ def features_version(storage: Storage) -> int:
 def committed_as(storage: Storage, run_id: str) -> int | None:
     """Return the commit number of a run whose features are in, or None: its parts must not be written again."""
     table = open_table(storage, FEATURES_TABLE)
-    return None if table is None else _recorded(table, RUN_APP + run_id)
+    return None if table is None else recorded(table, RUN_APP + run_id)
 
 
 def is_committed(table: DeltaTable, run_id: str) -> bool:
     """Whether a run's features are in a version of the features table (or were: later runs may have replaced them)."""
-    return _recorded(table, RUN_APP + run_id) is not None
+    return recorded(table, RUN_APP + run_id) is not None
 
 
 def commit_run(
@@ -118,10 +119,40 @@ def commit_run(
     work = _Work(storage, run_id, tuple(parts), rows, table_crs, base_version, replacement)
     _check_parts(work)
     ensure_store(storage, table_crs)
-    result = _until_done(lambda: _try_features(work), storage.location(FEATURES_TABLE))
+    result = until_done(lambda: _try_features(work), storage.location(FEATURES_TABLE))
     reached("features")
-    _until_done(lambda: _try_scenes(work, result.commit_no), storage.location(SCENES_TABLE))
+    until_done(lambda: _try_scenes(work, result.commit_no), storage.location(SCENES_TABLE))
     return result
+
+
+def unlist_scenes(storage: Storage, run_id: str, scene_nos: Collection[int], *, commit_no: int) -> None:
+    """Take scenes out of the scenes table, as far as the features' commit `commit_no` or an earlier one brought them.
+
+    Args:
+        storage: the store's root.
+        run_id: who does so; names the file that is written.
+        scene_nos: the scenes.
+        commit_no: the newest commit of features that the caller has seen.
+
+    Raises:
+        CommitConflict: where the table never stood still long enough.
+        StorageError: when the store cannot be read or written.
+    """
+    numbers = np.array(sorted(set(scene_nos)), np.int64)
+
+    def attempt() -> bool | None:
+        table = create_table(storage, SCENES_TABLE, SCENES, description=_SCENES_TEXT)
+        touched, old = _scenes_with(storage, table, numbers)
+        rows = old.filter(_stays(old, numbers, commit_no))
+        return _replace_scene_rows(storage, table, run_id, touched, rows, commit_no, []) or None
+
+    until_done(attempt, storage.location(SCENES_TABLE))
+
+
+def last_commit_no(storage: Storage) -> int:
+    """Return the number of the newest commit of features, 0 before the first."""
+    table = open_table(storage, FEATURES_TABLE)
+    return 0 if table is None else recorded(table, STORE_APP) or 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -142,7 +173,8 @@ class _Work:
         return self.replacement.scene_nos
 
 
-def _until_done(attempt: Callable[[], _T | None], location: str) -> _T:
+def until_done(attempt: Callable[[], _T | None], location: str) -> _T:
+    """Repeat an attempt until it returns something; None means that another commit came first."""
     for tries in range(MAX_TRIES):
         result = attempt()
         if result is not None:
@@ -160,13 +192,13 @@ def _until_done(attempt: Callable[[], _T | None], location: str) -> _T:
 def _try_features(work: _Work) -> CommitResult | None:
     """Plan and commit on the newest version; None where another commit came first."""
     table = create_table(work.storage, FEATURES_TABLE, FEATURES, description=f"coordinates: {work.table_crs.label}")
-    done = _recorded(table, RUN_APP + work.run_id)
+    done = recorded(table, RUN_APP + work.run_id)
     if done is not None:
         return CommitResult(done, int(table.version()), 0, 0, repeated=True)
     _refuse_overlap(work, table)
     removal = work.replacement.plan(live_files_of(table))
     reached("rewritten")
-    number = (_recorded(table, STORE_APP) or 0) + 1
+    number = (recorded(table, STORE_APP) or 0) + 1
     version = int(table.version()) + 1
     entry = {"commit_no": number, "run_id": work.run_id, "scenes": format_ranges(work.replaced)}
     landed = commit_files(
@@ -213,48 +245,85 @@ def _try_scenes(work: _Work, commit_no: int) -> bool | None:
 
     All rows that this commit touches, and all small files once there are many, end up in one new file.
     """
-    table = create_table(work.storage, SCENES_TABLE, SCENES, description="one row for each scene")
-    if _recorded(table, RUN_APP + work.run_id) is not None:
+    table = create_table(work.storage, SCENES_TABLE, SCENES, description=_SCENES_TEXT)
+    if recorded(table, RUN_APP + work.run_id) is not None:
         return True
+    touched, old = _scenes_with(work.storage, table, work.replaced)
+    rows = _merge_scenes(old, work, commit_no)
+    done = [(RUN_APP + work.run_id, commit_no)]
+    return _replace_scene_rows(work.storage, table, work.run_id, touched, rows, commit_no, done) or None
+
+
+def _scenes_with(storage: Storage, table: DeltaTable, numbers: NDArray[np.int64]) -> tuple[list[LiveFile], pa.Table]:
+    """Return (files of the scenes table that may hold some scenes, or all once there are many, and their rows)."""
     files = live_files_of(table)
     touched = (
         files
         if len(files) >= MAX_SCENE_FILES
-        else [f for f in files if meets(f.minima["scene_no"], f.maxima["scene_no"], work.replaced)]
+        else [f for f in files if meets(f.minima["scene_no"], f.maxima["scene_no"], numbers)]
     )
-    old = [read_parquet(work.storage, f"{SCENES_TABLE}/{file.path}").cast(SCENES) for file in touched]
-    rows = _merge_scenes(pa.concat_tables([SCENES.empty_table(), *old]), work, commit_no)
-    added = [_write_scenes(work, rows)] if len(rows) else []
+    old = [read_parquet(storage, f"{SCENES_TABLE}/{file.path}").cast(SCENES) for file in touched]
+    return touched, pa.concat_tables([SCENES.empty_table(), *old])
+
+
+def _replace_scene_rows(
+    storage: Storage,
+    table: DeltaTable,
+    run_id: str,
+    touched: Sequence[LiveFile],
+    rows: pa.Table,
+    commit_no: int,
+    done: Sequence[tuple[str, int]],
+) -> bool:
+    """Put rows in the place of files; False where another commit came first."""
+    added = [_write_scenes(storage, run_id, rows)] if len(rows) else []
     reached("scenes-file")
-    landed = commit_files(
+    return commit_files(
         table,
         SCENES,
         added=added,
         removed=touched,
-        transactions=[(STORE_APP, (_recorded(table, STORE_APP) or 0) + 1), (RUN_APP + work.run_id, commit_no)],
-        metadata={LOG_KEY: json.dumps({"commit_no": commit_no, "run_id": work.run_id})},
+        transactions=[(STORE_APP, (recorded(table, STORE_APP) or 0) + 1), *done],
+        metadata={LOG_KEY: json.dumps({"commit_no": commit_no, "run_id": run_id})},
     )
-    return landed or None
 
 
 def _merge_scenes(old: pa.Table, work: _Work, commit_no: int) -> pa.Table:
     """Return old rows and the run's, one for each scene: that of the later commit of features."""
     later = old.filter(pc.field("commit_no") > commit_no)
-    superseded = later["scene_no"].combine_chunks()
+    superseded = pa.array(
+        np.union1d(later["scene_no"].to_numpy(), _covered_since(work.storage, commit_no)), SCENES.field("scene_no").type
+    )
     new = work.scenes.filter(pc.invert(pc.is_in(work.scenes["scene_no"], value_set=superseded)))
     stamp = [pa.array([value] * len(new), SCENES.field(name).type) for name, value in
              zip(COMMIT_COLUMNS, (commit_no, datetime.now(UTC)), strict=True)]  # fmt: skip
     for name, column in zip(COMMIT_COLUMNS, stamp, strict=True):
         new = new.append_column(name, column)
-    replaced = pa.array(work.replaced, pa.int32())
-    stays = pc.or_(pc.invert(pc.is_in(old["scene_no"], value_set=replaced)), pc.greater(old["commit_no"], commit_no))
-    return pa.concat_tables([old.filter(stays), new.select(SCENES.names).cast(SCENES)]).sort_by("scene_no")
+    kept = old.filter(_stays(old, work.replaced, commit_no))
+    return pa.concat_tables([kept, new.select(SCENES.names).cast(SCENES)]).sort_by("scene_no")
 
 
-def _write_scenes(work: _Work, rows: pa.Table) -> Part:
+def _stays(rows: pa.Table, numbers: NDArray[np.int64], commit_no: int) -> pa.ChunkedArray:
+    """Return which rows are of other scenes, or of a later commit."""
+    named = pc.is_in(rows["scene_no"], value_set=pa.array(numbers, pa.int32()))
+    return pc.or_(pc.invert(named), pc.greater(rows["commit_no"], commit_no))
+
+
+def _covered_since(storage: Storage, commit_no: int) -> NDArray[np.int64]:
+    """Return the scenes that commits of features after `commit_no` replaced or deleted; a deletion leaves no row."""
+    table = open_table(storage, FEATURES_TABLE)
+    if table is None or (recorded(table, STORE_APP) or 0) <= commit_no:
+        return np.zeros(0, np.int64)
+    with failures_of(table.table_uri):
+        entries = [json.loads(entry[LOG_KEY]) for entry in retried(table.history) if LOG_KEY in entry]
+    later = [parse_ranges(entry["scenes"]) for entry in entries if entry["commit_no"] > commit_no]
+    return np.unique(np.concatenate([np.zeros(0, np.int64), *later]))
+
+
+def _write_scenes(storage: Storage, run_id: str, rows: pa.Table) -> Part:
     stats = json.dumps(column_stats(rows, ("scene_no", "scene_id", "run_id", "commit_no")))
-    name = part_name(work.run_id, uuid.uuid4().hex[:12])
-    return write_parquet(rows, work.storage.child(SCENES_TABLE), name, stats=stats)
+    name = part_name(run_id, uuid.uuid4().hex[:12])
+    return write_parquet(rows, storage.child(SCENES_TABLE), name, stats=stats)
 
 
 # -- checks and small things ------------------------------------------------------------------------------------------
@@ -282,6 +351,7 @@ def _check_parts(work: _Work) -> None:
             )
 
 
-def _recorded(table: DeltaTable, app_id: str) -> int | None:
+def recorded(table: DeltaTable, app_id: str) -> int | None:
+    """Return the commit number that a table records for an application transaction, or None."""
     with failures_of(table.table_uri):
         return retried(lambda: table.transaction_version(app_id))

@@ -86,6 +86,7 @@ def commit_files(
     removed: Sequence[LiveFile],
     transactions: Sequence[tuple[str, int]],
     metadata: dict[str, str],
+    data_change: bool = True,
 ) -> bool:
     """Add and remove files in one version right after `table`'s; False where another writer took that version.
 
@@ -98,12 +99,14 @@ def commit_files(
         removed: live files of `table`; they stay on disk for readers of older versions.
         transactions: application ids and versions that this commit records.
         metadata: what the commit's log entry says of itself.
+        data_change: False where the rows are the same before and after.
     """
     now_ms = int(time.time() * 1000)
     actions: list[AddAction | RemoveAction] = [
-        AddAction(part.path, part.size_bytes, {}, part.mtime_ms, data_change=True, stats=part.stats) for part in added
+        AddAction(part.path, part.size_bytes, {}, part.mtime_ms, data_change=data_change, stats=part.stats)
+        for part in added
     ]
-    actions += [RemoveAction(file.path, True, now_ms, file.size_bytes, {}) for file in removed]
+    actions += [RemoveAction(file.path, data_change, now_ms, file.size_bytes, {}) for file in removed]
     properties = CommitProperties(
         custom_metadata=metadata,
         max_commit_retries=0,

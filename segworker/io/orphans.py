@@ -20,7 +20,8 @@ from segworker.errors import StorageError
 from segworker.io.commit import is_committed
 from segworker.io.delta import open_table
 from segworker.io.history import read_history
-from segworker.io.lease import DEAD_AFTER_S, RUNNING, Lease, list_leases
+from segworker.io.lease import DEAD_AFTER_S, RUNNING, Lease, keys_in_use, list_leases
+from segworker.io.shards import old_shards
 from segworker.io.storage import ObjectInfo, Storage
 from segworker.io.table import FEATURES_TABLE, SCENES_TABLE, read_store_info, require_store
 
@@ -98,6 +99,20 @@ def remove_orphans(storage: Storage, orphans: Sequence[Orphan]) -> None:
         storage.delete(o.path for o in orphans if (o.kind == "lease") == leases_now and o.path not in staged)
     for path in staged:  # the object store's client, which makes such files on a folder, takes them for none of its own
         Path(storage.uri, path).unlink(missing_ok=True)
+
+
+def list_stale_shards(storage: Storage, *, keep_s: float, but: Sequence[Orphan] = ()) -> list[Orphan]:
+    """Return the shards that are older than `keep_s` seconds and that no run at work uses.
+
+    Args:
+        storage: the store's root.
+        keep_s: what is younger stays.
+        but: orphans that are listed already.
+    """
+    known = {orphan.path for orphan in but}
+    found = old_shards(storage, keep_s=keep_s, now_s=time.time(), in_use=keys_in_use(storage))
+    stale = (Orphan(info.path, info.size_bytes, "shard", None) for info in found if info.path not in known)
+    return sorted(stale, key=lambda orphan: orphan.path)
 
 
 def tidy_up(storage: Storage) -> list[Orphan]:

@@ -50,7 +50,7 @@ class Replacement:
         """
         removal = Removal([], [])
         for file in files:
-            if not meets(*_scene_bounds(file), self.scene_nos):
+            if not meets(*scene_bounds(file), self.scene_nos):
                 continue
             key = self._content_key(file)
             if key not in self._rewritten:
@@ -65,7 +65,7 @@ class Replacement:
 
     def _rest(self, file: LiveFile) -> pa.Table | None:
         """Return the rows of a file that stay (perhaps none), or None where nothing has to go."""
-        low, high = _scene_bounds(file)
+        low, high = scene_bounds(file)
         if low == high:
             return FEATURES.empty_table()
         path = f"{FEATURES_TABLE}/{file.path}"
@@ -80,7 +80,7 @@ class Replacement:
 
     def _content_key(self, file: LiveFile) -> str:
         """Return a name for 'this file without these scenes'."""
-        low, high = _scene_bounds(file)
+        low, high = scene_bounds(file)
         inside = self.scene_nos[(self.scene_nos >= low) & (self.scene_nos <= high)]
         return hashlib.sha256(f"{file.path}|{format_ranges(inside)}".encode()).hexdigest()[:16]
 
@@ -90,7 +90,8 @@ def meets(low: int, high: int, scene_nos: NDArray[np.int64]) -> bool:
     return bool(np.searchsorted(scene_nos, low) < np.searchsorted(scene_nos, high, side="right"))
 
 
-def _scene_bounds(file: LiveFile) -> tuple[int, int]:
+def scene_bounds(file: LiveFile) -> tuple[int, int]:
+    """Return the lowest and the highest scene number in a file of features."""
     try:
         return file.minima["feature_id"] >> INDEX_BITS, file.maxima["feature_id"] >> INDEX_BITS
     except (KeyError, TypeError):

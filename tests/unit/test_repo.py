@@ -29,7 +29,10 @@ SCENE --manifest --bands --value-range --aoi --max-scene-px
 --output --table-crs --coco --overview --keep-work --partial-ok --name --notes
 --address --cpus --workers --gpus-per-worker --memory --max-failed-tiles --progress --seed --log-level
 """
-COMMANDS = ["run", "plan", "models", "sample", "files", "version"]
+COMMANDS = [
+    *("run", "plan", "models", "sample"),
+    *("files", "status", "compact", "vacuum", "clean", "delete", "version"),
+]
 
 
 def run_parser() -> argparse.ArgumentParser:
