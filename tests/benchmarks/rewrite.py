@@ -2,10 +2,10 @@
 
     python tests/benchmarks/rewrite.py [--scenes 10000] [--changed 0.01] [--parts 32MB,8MB,4MB,1MB,4scenes]
 
-A store of small scenes (nuclei with traced outlines, moved about) is committed with parts of each size; then some of the
-scenes are committed again: neighbours in one run of ids, ten groups of neighbours, or picked at random; and those picked
-at random a second time, when they share parts already. `written` is what the second commit added to features/, with
-the new rows of the changed scenes, as a share of the live bytes. `scan` reads one column of all features through DuckDB.
+A store of small scenes (nuclei with traced outlines, moved about) is committed with parts of each size; then some of
+the scenes are committed again: neighbours in one run of ids, ten groups of neighbours, or picked at random; and those
+picked at random a second time, when they share parts already. The share is what the second commit added to features/,
+with the new rows of the changed scenes, of the live bytes. `scan` reads two columns of all features through DuckDB.
 """
 
 from __future__ import annotations
