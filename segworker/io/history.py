@@ -36,16 +36,15 @@ def read_history(storage: Storage, table: str) -> History | None:
 
     A file that a commit adds after this call began may be missing.
     """
-    opened = open_table(storage, table)
-    if opened is None:
-        return None
     named: set[str] = set()
     removed: dict[str, int] = {}
     for action, path, time_ms in _actions(storage, f"{table}/{LOG_FOLDER}"):
         named.add(path)
         if action == "remove":
             removed[path] = max(time_ms, removed.get(path, 0))
-    opened.update_incremental()
+    opened = open_table(storage, table)
+    if opened is None:
+        return None
     live = frozenset(file.path for file in live_files_of(opened))
     gone = {path: time_ms for path, time_ms in removed.items() if path not in live}
     return History(int(opened.version()), live, frozenset(named) | live, gone)
