@@ -1,4 +1,4 @@
-"""Named moments at which a test lets the process die, as a power cut would: no cleaning up, no last words.
+"""Named moments at which a test lets the process die as `kill -9` does: no cleaning up, no last words.
 
 `SEGWORKER_KILL_AT=NAME=MARKER` sends SIGKILL to the first process that reaches NAME, once it has written the file
 MARKER, so that the test knows. Where MARKER is there already nothing happens: a task that is tried again goes on.

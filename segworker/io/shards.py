@@ -7,7 +7,8 @@ block of which some tiles failed leaves a `.partial.parquet`, from which the nex
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from segworker.errors import StoreError
 from segworker.grid import Grid
 from segworker.io.storage import ObjectInfo, Storage
 from segworker.types import Instances, Runs
@@ -84,7 +86,7 @@ def read_shard(
     storage: Storage, path: str, grids: Mapping[str, Grid], *, wanted: Collection[TileId] | None = None
 ) -> list[TileResult]:
     """Return the results of a shard's tiles (of those in `wanted` that it holds)."""
-    with storage.open_input(path) as source:
+    with storage.open_input(path) as source, _named(storage, path):
         file = pq.ParquetFile(source)
         tiles = [(str(t[0]), int(t[1]), int(t[2])) for t in json.loads(file.schema_arrow.metadata[b"tiles"])]
         chosen = [k for k, tile_id in enumerate(tiles) if wanted is None or tile_id in wanted]
@@ -96,14 +98,29 @@ def read_shard(
 
 def tiles_in_shard(storage: Storage, path: str) -> set[TileId]:
     """Return which tiles a shard holds, from its footer."""
-    with storage.open_input(path) as source:
+    with storage.open_input(path) as source, _named(storage, path):
         metadata = pq.read_schema(source).metadata
     return {(str(t[0]), int(t[1]), int(t[2])) for t in json.loads(metadata[b"tiles"])}
 
 
+@contextmanager
+def _named(storage: Storage, path: str) -> Iterator[None]:
+    """Name a shard that cannot be read."""
+    try:
+        yield
+    except (pa.ArrowInvalid, OSError) as error:
+        raise StoreError(
+            f"a shard must be whole, got {error} for {storage.location(path)}; remove it and run the same command again"
+        ) from None
+
+
 def durable_blocks(storage: Storage, tile_key: str, block_keys: Iterable[str]) -> tuple[dict[str, int], dict[str, int]]:
-    """Return the sizes in bytes of (whole shards, partial shards) by block key, by one listing."""
-    sizes = {info.path.rsplit("/", 1)[-1]: info.size_bytes for info in storage.list(f"work/{tile_key}")}
+    """Return the sizes in bytes of (whole shards, partial shards) by block key, by one listing.
+
+    Empty files, which a power cut can leave on a disk, are none.
+    """
+    found = [info for info in storage.list(f"work/{tile_key}") if info.size_bytes]
+    sizes = {info.path.rsplit("/", 1)[-1]: info.size_bytes for info in found}
     keys = set(block_keys)
     whole = {k: sizes[f"{k}.parquet"] for k in keys if f"{k}.parquet" in sizes}
     partial = {k: sizes[f"{k}.partial.parquet"] for k in keys - set(whole) if f"{k}.partial.parquet" in sizes}

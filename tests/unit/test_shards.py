@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from segworker import masks
-from segworker.errors import StorageError
+from segworker.errors import StorageError, StoreError
 from segworker.grid import Grid
 from segworker.io.shards import (
     SHARD,
@@ -172,3 +172,17 @@ def test_a_listing_tells_whole_shards_from_partial_ones(storage: Storage) -> Non
 def test_a_missing_shard_is_an_error_of_the_store(storage: Storage) -> None:
     with pytest.raises(StorageError):
         read_shard(storage, shard_path("key", "gone"), GRIDS)
+
+
+def test_what_is_left_of_a_file_is_no_shard(storage: Storage) -> None:
+    """After a power cut a file may be there without its content, or without the end of it."""
+    path = shard_path("key", "block")
+    write_shard(storage, path, [result("a", 0, 0)])
+    whole = storage.read(path)
+    storage.write(path, b"")
+    assert durable_blocks(storage, "key", ["block"]) == ({}, {})
+    for part in (whole[: len(whole) // 2], whole[:-20] + bytes(20)):
+        storage.write(path, part)
+        for read in (lambda: read_shard(storage, path, GRIDS), lambda: tiles_in_shard(storage, path)):
+            with pytest.raises(StoreError, match=r"block.parquet; remove it and run the same command again"):
+                read()
