@@ -19,7 +19,8 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -29,7 +30,7 @@ import pyarrow.compute as pc
 from deltalake import DeltaTable
 from numpy.typing import NDArray
 
-from segworker.errors import CommitConflict, StoreError
+from segworker.errors import CommitConflict, StorageError, StoreError
 from segworker.io.delta import LiveFile, commit_files, create_table, failures_of, live_files_of, open_table
 from segworker.io.geoparquet import Part, column_stats, write_parquet
 from segworker.io.ids import INDEX_BITS, format_ranges, parse_ranges
@@ -144,7 +145,8 @@ def unlist_scenes(storage: Storage, run_id: str, scene_nos: Collection[int], *, 
         table = create_table(storage, SCENES_TABLE, SCENES, description=_SCENES_TEXT)
         touched, old = _scenes_with(storage, table, numbers)
         rows = old.filter(_stays(old, numbers, commit_no))
-        return _replace_scene_rows(storage, table, run_id, touched, rows, commit_no, []) or None
+        added = _write_scenes(storage, run_id, rows)
+        return _replace_scene_rows(table, run_id, touched, added, commit_no, []) or None
 
     until_done(attempt, storage.location(SCENES_TABLE))
 
@@ -166,11 +168,22 @@ class _Work:
     table_crs: TableCrs
     base_version: int | None
     replacement: Replacement
+    tried: set[str] = field(default_factory=set)
+    "Files of the scenes table of attempts that did not land."
 
     @property
     def replaced(self) -> NDArray[np.int64]:
         """Sorted numbers of the scenes whose older rows go."""
         return self.replacement.scene_nos
+
+    def remove(self, table: str, names: Collection[str]) -> None:
+        """Remove files of attempts that other commits overtook, once a later attempt has landed.
+
+        None of them can land any more. Not where a commit was found done, because its answer was lost: the log alone
+        tells which attempt that was, and `segworker clean` removes the others.
+        """
+        with suppress(StorageError):  # nor is it worth a failure
+            self.storage.delete(f"{table}/{name}" for name in names)
 
 
 def until_done(attempt: Callable[[], _T | None], location: str) -> _T:
@@ -211,6 +224,7 @@ def _try_features(work: _Work) -> CommitResult | None:
     )
     if not landed:
         return None
+    work.remove(FEATURES_TABLE, work.replacement.written() - {part.path for part in removal.rewritten})
     counts = len(removal.files), len(removal.rewritten)
     return CommitResult(number, version, *counts, repeated=False)
 
@@ -251,7 +265,12 @@ def _try_scenes(work: _Work, commit_no: int) -> bool | None:
     touched, old = _scenes_with(work.storage, table, work.replaced)
     rows = _merge_scenes(old, work, commit_no)
     done = [(RUN_APP + work.run_id, commit_no)]
-    return _replace_scene_rows(work.storage, table, work.run_id, touched, rows, commit_no, done) or None
+    added = _write_scenes(work.storage, work.run_id, rows)
+    if not _replace_scene_rows(table, work.run_id, touched, added, commit_no, done):
+        work.tried.update(part.path for part in added)
+        return None
+    work.remove(SCENES_TABLE, work.tried)
+    return True
 
 
 def _scenes_with(storage: Storage, table: DeltaTable, numbers: NDArray[np.int64]) -> tuple[list[LiveFile], pa.Table]:
@@ -267,16 +286,14 @@ def _scenes_with(storage: Storage, table: DeltaTable, numbers: NDArray[np.int64]
 
 
 def _replace_scene_rows(
-    storage: Storage,
     table: DeltaTable,
     run_id: str,
     touched: Sequence[LiveFile],
-    rows: pa.Table,
+    added: Sequence[Part],
     commit_no: int,
     done: Sequence[tuple[str, int]],
 ) -> bool:
-    """Put rows in the place of files; False where another commit came first."""
-    added = [_write_scenes(storage, run_id, rows)] if len(rows) else []
+    """Put a file of rows in the place of others; False where another commit came first."""
     reached("scenes-file")
     return commit_files(
         table,
@@ -320,10 +337,13 @@ def _covered_since(storage: Storage, commit_no: int) -> NDArray[np.int64]:
     return np.unique(np.concatenate([np.zeros(0, np.int64), *later]))
 
 
-def _write_scenes(storage: Storage, run_id: str, rows: pa.Table) -> Part:
+def _write_scenes(storage: Storage, run_id: str, rows: pa.Table) -> list[Part]:
+    """Write rows of the scenes table as one file, under a new name; no file for no rows."""
+    if not len(rows):
+        return []
     stats = json.dumps(column_stats(rows, ("scene_no", "scene_id", "run_id", "commit_no")))
     name = part_name(run_id, uuid.uuid4().hex[:12])
-    return write_parquet(rows, storage.child(SCENES_TABLE), name, stats=stats)
+    return [write_parquet(rows, storage.child(SCENES_TABLE), name, stats=stats)]
 
 
 # -- checks and small things ------------------------------------------------------------------------------------------

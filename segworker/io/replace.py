@@ -63,6 +63,10 @@ class Replacement:
             removal.rewritten.extend([] if part is None else [part])
         return removal
 
+    def written(self) -> set[str]:
+        """Return the names of all files that were written anew, for whichever version."""
+        return {part.path for part in self._rewritten.values() if part is not None}
+
     def _rest(self, file: LiveFile) -> pa.Table | None:
         """Return the rows of a file that stay (perhaps none), or None where nothing has to go."""
         low, high = scene_bounds(file)

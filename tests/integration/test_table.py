@@ -23,6 +23,7 @@ from segworker.io import commit as commit_module
 from segworker.io import ids as ids_module
 from segworker.io.commit import commit_run, committed_as, features_version
 from segworker.io.ids import read_scene_numbers, reserve_scene_numbers
+from segworker.io.orphans import list_orphans
 from segworker.io.storage import Storage, open_storage
 from segworker.io.table import live_files, read_features, read_scenes, read_store_info, write_part
 from segworker.io.table_crs import TableCrs
@@ -169,6 +170,7 @@ def test_two_runs_of_other_scenes_at_once_both_land(store_uri: str):
         list(pool.map(work, range(4)))
     expected = {(f"s{k}", f"r{k + 1}"): 7 for k in range(4)} | {(f"new{k}", f"r{k + 1}"): 2 for k in range(4)}
     assert contents(storage) == expected | {("t", "r0"): 3}
+    assert list_orphans(storage) == [], "nor do the attempts that others overtook leave anything"
     assert set(read_scenes(storage)["commit_no"].to_pylist()) == {1, 2, 3, 4, 5}
     assert len(scenes_of(storage)) == 9
 
