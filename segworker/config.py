@@ -238,6 +238,10 @@ class Engine(Section):
         default=None,
         description="More failed tiles than this, a count or a share (1%), fail the run; default: no limit.",
     )
+    tile_timeout: Duration = Field(
+        default=parse_duration("10m"),
+        description="Time for reading, predicting or decoding a tile; a process that takes longer is killed.",
+    )
     progress: Progress = Field(default="auto", description="Progress lines; auto shows them on a terminal only.")
     seed: int = Field(default=0, ge=0, description="Seed of everything that draws a sample.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(

@@ -36,6 +36,7 @@ _METAVARS = {
     "keep_work": "TIME",
     "memory": "SIZE",
     "max_failed_tiles": "LIMIT",
+    "tile_timeout": "TIME",
     "output": "URI",
     "weights": "URI",
     "manifest": "URI",

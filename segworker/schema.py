@@ -12,8 +12,9 @@ FORMAT_VERSION = 1
 TableKind: TypeAlias = Literal["map", "pixel"]
 "'map': geometries in the table's CRS; 'pixel': in scene pixels, for scenes without a CRS."
 
-SEAM_KINDS = ("none", "merged", "cut")
-"Values of the seam column: seen by one tile alone, joined from several, cut by a tile that is missing."
+SEAM_KINDS = ("none", "merged", "cut", "missing")
+"""Values of the seam column: seen by one tile alone; joined from several; cut, a good part of it lies where no other
+tile saw it; beside a tile that failed, where it may go on unseen."""
 
 BBOX = pa.struct([pa.field(side, pa.float64(), nullable=False) for side in ("xmin", "ymin", "xmax", "ymax")])
 "Bounds of a geometry in table coordinates: the covering of GeoParquet 1.1."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -21,7 +21,7 @@ class Account:
     seconds: dict[str, float] = field(default_factory=dict)
     stage_seconds: Counter[str] = field(default_factory=Counter)
     tiles: Counter[str] = field(default_factory=Counter)
-    "done, skipped, failed, reused."
+    "done, skipped, failed, reused; and halved, calls of the model that did not fit into memory."
     instances: int = 0
     bytes_read: int = 0
     failures: list[TileFailure] = field(default_factory=list)
@@ -34,9 +34,15 @@ class Account:
         self.seconds[what] = time.perf_counter() - begin
 
     def add(self, receipt: BlockReceipt) -> None:
-        """Add one block's receipt."""
-        self.tiles.update(done=receipt.num_done, skipped=receipt.num_skipped, failed=len(receipt.failures))
+        """Add one block's receipt; its failures may still be mended."""
+        self.tiles.update(done=receipt.num_done, skipped=receipt.num_skipped, reused=receipt.num_reused)
+        self.tiles.update(halved=receipt.num_halved)
         self.stage_seconds.update(receipt.seconds)
         self.instances += receipt.num_instances
         self.bytes_read += receipt.bytes_read
-        self.failures += receipt.failures
+
+    def fail(self, failures: Iterable[TileFailure]) -> None:
+        """Add tiles that are given up."""
+        failures = list(failures)
+        self.failures += failures
+        self.tiles["failed"] += len(failures)

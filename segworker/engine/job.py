@@ -72,6 +72,8 @@ class Common:
     aoi: Aoi | None
     table_crs: TableCrs
     coco: bool
+    tile_timeout_s: float
+    "For reading, predicting or decoding one tile; a call of the model counts as one."
 
     @property
     def storage(self) -> Storage:
@@ -260,6 +262,7 @@ def _common(
         aoi=aoi,
         table_crs=table_crs,
         coco=config.output.coco,
+        tile_timeout_s=config.engine.tile_timeout.total_seconds(),
     )
 
 

@@ -9,22 +9,28 @@ from __future__ import annotations
 import logging
 import pickle
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
+from ray.exceptions import RayError
 
 from segworker.engine.cluster import Workers
-from segworker.engine.job import BlockTask, Common, ModelFacts, Precision
+from segworker.engine.job import BlockTask, Common, ModelFacts
 from segworker.engine.tiles import BlockReceipt, BlockWork, decode_block, read_block
+from segworker.io.shards import TileId
 from segworker.killpoints import reached
 
+_log = logging.getLogger(__name__)
+
+MAX_RETRIES = 1
+"Of one block whose predictor died under it; after that its batches run in processes of their own."
 MAX_RESTARTS = 16
-"Of one predictor process that dies."
-MAX_RETRIES = 2
-"Of one block whose predictor died under it."
+"Of one predictor process that dies, besides those that its blocks may cause."
+MEND_RETRIES = 2
+"Of the mending of one block, where a node is lost; it goes on from what is durable."
 Row: TypeAlias = dict[str, Any]
 
 
@@ -48,11 +54,13 @@ def predict_blocks(tasks: Sequence[BlockTask], common: Common, workers: Workers)
         warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated", DeprecationWarning)
         plan = plan.map(
             _Predict,
-            fn_constructor_args=(common.model, workers.precision, workers.device, workers.threads),
+            fn_constructor_args=(common.model, workers, common.tile_timeout_s),
             compute=ActorPoolStrategy(size=workers.count),
             num_cpus=workers.cpus_each,
             num_gpus=workers.gpus_each or None,
-            max_restarts=MAX_RESTARTS,  # Ray Data's own default is without end; it also keeps readers out of the actor
+            # Ray Data's defaults are without end. A pool whose actors have used up their restarts waits for ever, so
+            # there are more of them than blocks can cause. A limit of any kind also keeps readers out of the actor.
+            max_restarts=MAX_RESTARTS + (1 + MAX_RETRIES) * len(tasks),
             max_task_retries=MAX_RETRIES,
         )
     plan = plan.map(_decode, fn_kwargs={"shared": shared}, compute=TaskPoolStrategy(), num_cpus=1)
@@ -60,15 +68,59 @@ def predict_blocks(tasks: Sequence[BlockTask], common: Common, workers: Workers)
         yield pickle.loads(row["receipt"])
 
 
+def mend_blocks(
+    tasks: Sequence[tuple[BlockTask, Mapping[TileId, int]]], common: Common, workers: Workers
+) -> Generator[BlockReceipt, None, None]:
+    """Yield a receipt for each block that was run again in processes of its own, as many at once as there are workers.
+
+    Args:
+        tasks: block, and how often each of its missing tiles has been tried.
+        common: what all tasks share.
+        workers: the resources of a predictor, which each block gets.
+
+    A block whose task died as well is left out. Closing the iterator ends what is at work.
+    """
+    shared = ray.put(common)
+    mend = _mend.options(num_cpus=workers.cpus_each, num_gpus=workers.gpus_each or None)
+    waiting, pending = list(reversed(tasks)), set[ray.ObjectRef[bytes]]()
+    try:
+        while waiting or pending:
+            while waiting and len(pending) < workers.count:
+                task, tries = waiting.pop()
+                pending.add(mend.remote(pickle.dumps(task), shared, workers, dict(tries)))
+            ready, _ = ray.wait(list(pending))
+            pending -= set(ready)
+            try:
+                yield pickle.loads(ray.get(ready[0]))
+            except RayError as error:
+                _log.warning("a block could not be run again: %s", str(error).splitlines()[0])
+    finally:
+        for reference in pending:
+            ray.cancel(reference, force=True)
+
+
+@ray.remote(max_retries=MEND_RETRIES)
+def _mend(task: bytes, shared: Common, workers: Workers, tries: dict[TileId, int]) -> bytes:
+    from segworker.engine.alone import mend_block
+
+    return pickle.dumps(mend_block(pickle.loads(task), shared, workers, tries))
+
+
 def _read(row: Row, shared: ray.ObjectRef[Common]) -> Row:
     return {"work": pickle.dumps(read_block(pickle.loads(row["task"]), _got(shared)), protocol=5)}
 
 
 class _Predict:
-    def __init__(self, facts: ModelFacts, precision: Precision, device: str, threads: int) -> None:
+    def __init__(self, facts: ModelFacts, workers: Workers, tile_timeout_s: float) -> None:
         from segworker.engine.predictor import Predictor  # torch is for this process alone
 
-        self.predictor = Predictor(facts, precision=precision, device=device, threads=threads)
+        self.predictor = Predictor(
+            facts,
+            precision=workers.precision,
+            device=workers.device,
+            threads=workers.threads,
+            tile_timeout_s=tile_timeout_s,
+        )
 
     def __call__(self, row: Row) -> Row:
         work: BlockWork = pickle.loads(row["work"])

@@ -16,6 +16,7 @@ from segworker.engine.job import Job
 from segworker.engine.phase2 import SeamCounts, Stitched
 from segworker.errors import ExitCode
 from segworker.io.failures import redact
+from segworker.io.quarantine import quarantine_path
 from segworker.io.storage import Storage, open_storage
 
 MAX_LISTED = 1000
@@ -56,6 +57,7 @@ def run_record(
             "tiles_skipped": account.tiles["skipped"],
             "tiles_reused": account.tiles["reused"],
             "tiles_failed": account.tiles["failed"],
+            "batches_halved": account.tiles["halved"],
             "instances": account.instances,
             "features": sum(objects.values()),
             "features_by_class": dict(sorted(objects.items())),
@@ -71,7 +73,14 @@ def run_record(
             {"scene_id": f.scene_id, "uri": redact(f.uri), "error": str(f.error)} for f in job.failures[:MAX_LISTED]
         ],
         "failed_tiles": [
-            {"scene_id": f.tile_id[0], "row": f.tile_id[1], "col": f.tile_id[2], "stage": f.stage, "error": f.error}
+            {
+                "scene_id": f.tile_id[0],
+                "row": f.tile_id[1],
+                "col": f.tile_id[2],
+                "stage": f.stage,
+                "error": f.error,
+                "tries": f.tries,
+            }
             for f in account.failures[:MAX_LISTED]
         ],
         "outputs": {
@@ -79,6 +88,7 @@ def run_record(
             "parts": [f"features/{g.part.path}" for g in stitched.groups if g.part is not None],
             "coco": [g.coco for g in stitched.groups if g.coco is not None],
             "overviews": pictures,
+            "quarantine": quarantine_path(common.run_id) if job.failures or account.failures else None,
         },
         "workers": {"count": workers.count, "device": workers.device, "precision": workers.precision},
         "configuration": job.config.record(),
@@ -183,6 +193,8 @@ def summary_text(record: Mapping[str, Any], storage: Storage) -> str:
     if outputs["overviews"]:
         more = f" and {len(outputs['overviews']) - 1} more" if len(outputs["overviews"]) > 1 else ""
         lines.append(f"overview  {storage.location(outputs['overviews'][0])}{more}")
+    if outputs["quarantine"]:
+        lines.append(f"failures  {storage.location(outputs['quarantine'])}")
     lines.append(f"record    {storage.location('runs/' + record['run_id'] + '/run.json')}")
     lines += [f"failed    {f['scene_id']}: {f['error']}" for f in record["failed_scenes"][:5]]
     lines += [
@@ -193,8 +205,9 @@ def summary_text(record: Mapping[str, Any], storage: Storage) -> str:
 
 
 def _seam_line(seams: Mapping[str, Any]) -> str:
-    merged, cut = seams["features"].get("merged", 0), seams["features"].get("cut", 0)
+    merged, cut, open_ = (seams["features"].get(kind, 0) for kind in ("merged", "cut", "missing"))
+    told = f"{merged:,} objects joined, {cut:,} cut" + (f", {open_:,} beside missing tiles" if open_ else "")
     if not seams["seen_by_both_sides"]:
-        return f"{merged:,} objects joined, {cut:,} cut"
+        return told
     iou = f", mean IoU {seams['mean_iou']:.2f}" if seams["mean_iou"] is not None else ""
-    return f"{seams['agreement']:.1%} of what two tiles saw agreed{iou}; {merged:,} objects joined, {cut:,} cut"
+    return f"{seams['agreement']:.1%} of what two tiles saw agreed{iou}; {told}"

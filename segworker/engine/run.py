@@ -15,22 +15,22 @@ import pyarrow as pa
 
 from segworker.config import JobConfig
 from segworker.engine.account import Account
-from segworker.engine.cluster import Workers, choose_workers, cluster
+from segworker.engine.cluster import choose_workers, cluster
+from segworker.engine.harvest import predict_job
 from segworker.engine.job import Job, make_job
 from segworker.engine.memory import check_memory
-from segworker.engine.phase1 import predict_blocks
 from segworker.engine.phase2 import Stitched, stitch_blocks
 from segworker.engine.predictor import describe_model
 from segworker.engine.progress import Progress
 from segworker.engine.record import announce, run_record, summary_text
-from segworker.engine.tiles import TileFailure
 from segworker.errors import ExitCode, SceneError, SegworkerError
 from segworker.io.commit import commit_run, features_version
 from segworker.io.failures import redact
 from segworker.io.ids import reserve_scene_numbers
 from segworker.io.lease import Held, held, keys_in_use
 from segworker.io.orphans import tidy_up
-from segworker.io.shards import durable_blocks, expire_shards
+from segworker.io.quarantine import Quarantined, write_quarantine
+from segworker.io.shards import expire_shards
 from segworker.io.storage import Storage, open_storage
 from segworker.killpoints import reached
 from segworker.report.overview import draw_overviews
@@ -88,8 +88,10 @@ def _run(job: Job, account: Account, lease: Held) -> RunSummary:
     base_version = features_version(storage)
     with cluster(config):
         workers = choose_workers(config)
-        job, shard_bytes = _predict(job, workers, account)
+        whole_job = job
+        job, shard_bytes = predict_job(job, workers, account)
         job = _without_lost_scenes(job, account)
+        _quarantine(job, whole_job, account)
         _check_failed(job, account)
         scene_nos = reserve_scene_numbers(storage, job.scenes)
         with account.timed("stitch"), Progress("stitch", job.num_tiles, mode=config.engine.progress) as progress:
@@ -132,47 +134,6 @@ def _tidy_up(storage: Storage) -> None:
         _log.info("%d files that dead runs left were removed", len(removed))
 
 
-def _predict(job: Job, workers: Workers, account: Account) -> tuple[Job, dict[int, int]]:
-    """Run phase 1 for what is not durable; return the job knowing its partial and lost blocks, and shard sizes."""
-    storage = open_storage(job.common.store_uri)
-    whole, partial = durable_blocks(storage, job.common.tile_key, (b.key for b in job.blocks))
-    job = replace(job, partial=frozenset(b.number for b in job.blocks if b.key in partial))
-    todo = [b for b in job.blocks if b.key not in whole]
-    sizes = {b.number: whole[b.key] for b in job.blocks if b.key in whole}
-    account.tiles["reused"] = sum(b.num_tiles for b in job.blocks if b.key in whole)
-    if account.tiles["reused"]:
-        _log.info("%d tiles of an earlier run with the same settings are used again", account.tiles["reused"])
-    failed: set[int] = set()
-    lost: set[int] = set()
-    num_tiles = sum(b.num_tiles for b in todo)
-    with account.timed("predict"), Progress("predict", num_tiles, mode=job.config.engine.progress) as progress:
-        for receipt in predict_blocks([job.task(b) for b in todo], job.common, workers):
-            account.add(receipt)
-            progress.add(job.blocks[receipt.number].num_tiles, receipt.num_instances)
-            sizes[receipt.number] = receipt.shard_bytes
-            reached("some-shards")
-            if receipt.failures:
-                failed.add(receipt.number)
-            if not receipt.num_done + receipt.num_skipped:
-                lost.add(receipt.number)
-    missing = {b.number for b in todo} - set(sizes)
-    for number in missing:  # the block's task died for good: nothing of it is durable
-        account.failures += _all_failed(job, number)
-        account.tiles["failed"] += job.blocks[number].num_tiles
-    lost |= missing
-    return replace(job, partial=frozenset(failed - lost), lost=frozenset(lost)), {
-        k: v for k, v in sizes.items() if k not in lost
-    }
-
-
-def _all_failed(job: Job, number: int) -> list[TileFailure]:
-    return [
-        TileFailure((part.scene_id, *key), "predict", "the worker died", "")
-        for part in job.blocks[number].ranges
-        for key in part.tile_keys()
-    ]
-
-
 def _without_lost_scenes(job: Job, account: Account) -> Job:
     """Take scenes of which every tile failed out of the job: what an earlier run committed of them stays."""
     failed = Counter(f.tile_id[0] for f in account.failures)
@@ -194,6 +155,25 @@ def _without_lost_scenes(job: Job, account: Account) -> Job:
             if (kept := tuple(r for r in b.ranges if r.scene_id not in lost))
         ),
     )
+
+
+def _quarantine(job: Job, whole: Job, account: Account) -> None:
+    """Write down what failed, before the run fails for it, if it does."""
+    scenes = [Quarantined(f.scene_id, f.uri, "scene", f"{type(f.error).__name__}: {f.error}") for f in job.failures]
+    tiles = [
+        Quarantined(
+            f.tile_id[0],
+            whole.scenes[f.tile_id[0]].uri,
+            f.stage,
+            f.error,
+            f.trace,
+            f.tries,
+            whole.grids[f.tile_id[0]].tile(*f.tile_id[1:]),
+        )
+        for f in account.failures
+    ]
+    if scenes or tiles:
+        write_quarantine(open_storage(job.common.store_uri), job.common.run_id, [*scenes, *tiles])
 
 
 def _check_failed(job: Job, account: Account) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TypeAlias
@@ -21,8 +22,10 @@ from segworker.blocks import TileRange
 from segworker.config_values import ValueRange
 from segworker.decode import decode_instances
 from segworker.engine.job import BlockTask, Common
-from segworker.errors import ReadError, SegworkerError, StorageError
+from segworker.engine.watch import time_limit
+from segworker.errors import ReadError, StorageError
 from segworker.geo import aoi_to_scene
+from segworker.io.failures import redact_text
 from segworker.io.raster import SceneReader
 from segworker.io.scaling import value_range
 from segworker.io.shards import (
@@ -37,6 +40,8 @@ from segworker.io.shards import (
 from segworker.types import InputSpec, Instances, Prediction, Scene, Tile
 
 Ranges: TypeAlias = tuple[tuple[float, float], ...]
+MAX_TRACE = 4000
+"Characters of a traceback that are kept, the last ones."
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +50,18 @@ class TileFailure:
 
     tile_id: TileId
     stage: str
-    "'read', 'predict', 'decode' or 'write'."
+    "'read', 'load' (of the model), 'predict', 'decode' or 'write'."
     error: str
     trace: str
+    tries: int = 1
+    "How often this was tried."
 
     @classmethod
     def of(cls, tile_id: TileId, stage: str, error: BaseException) -> TileFailure:
-        """Return the failure for an exception that is being handled."""
+        """Return the failure for an exception that is being handled; secrets of uris are taken out."""
         text = f"{type(error).__name__}: {error}"
-        return cls(tile_id, stage, text, "".join(traceback.format_exception(error))[-4000:])
+        trace = "".join(traceback.format_exception(error))[-MAX_TRACE:]
+        return cls(tile_id, stage, redact_text(text), redact_text(trace))
 
 
 @dataclass(slots=True, eq=False)
@@ -86,6 +94,8 @@ class BlockWork:
     failures: list[TileFailure] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     bytes_read: int = 0
+    num_halved: int = 0
+    "Calls of the model that ran out of memory and were made again with half as many tiles."
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,22 +104,29 @@ class BlockReceipt:
 
     number: int
     num_done: int
+    "Tiles predicted now."
     num_skipped: int
+    "Tiles without data, or outside the area of interest."
+    num_reused: int
+    "Tiles of an earlier run's partial shard."
     num_instances: int
     failures: tuple[TileFailure, ...]
     seconds: dict[str, float]
     bytes_read: int
     shard_bytes: int
+    "0: nothing of the block is durable."
+    num_halved: int = 0
 
 
-def read_block(task: BlockTask, common: Common) -> BlockWork:
-    """Read the tiles of a block that have no durable result, as batches of one shape."""
+def read_block(task: BlockTask, common: Common, wanted: Collection[TileId] | None = None) -> BlockWork:
+    """Read tiles of a block as batches of one shape: those in `wanted`, or all that have no durable result."""
     work = BlockWork(task)
     begin = time.perf_counter()
-    durable = set(_durable(task, common))
+    chosen = set(tile_ids(task)) - set(durable_tiles(task, common)) if wanted is None else set(wanted)
     for part in task.block.ranges:
-        todo = [key for key in part.tile_keys() if (part.scene_id, *key) not in durable]
-        _read_range(work, part, todo, common)
+        todo = [key for key in part.tile_keys() if (part.scene_id, *key) in chosen]
+        if todo:
+            _read_range(work, part, todo, common)
     work.batches += work.filling.values()
     work.filling = {}
     work.seconds["read"] = time.perf_counter() - begin
@@ -119,41 +136,68 @@ def read_block(task: BlockTask, common: Common) -> BlockWork:
 def decode_block(work: BlockWork, common: Common) -> BlockReceipt:
     """Decode a block's predictions and write its shard: a partial one where tiles failed."""
     begin = time.perf_counter()
-    task, storage = work.task, common.storage
-    earlier = _durable(task, common)
-    results = dict(earlier)
+    task = work.task
+    earlier = durable_tiles(task, common)
+    fresh = skipped_results(work)
     for batch in work.batches:
-        for k, tile_id in enumerate(batch.tile_ids):
-            try:
-                found = _decoded(batch.predictions[k], tile_id, batch.valid[k], task, common)
-                results[tile_id] = TileResult(tile_id, "done", found)
-            except SegworkerError as error:
-                work.failures.append(TileFailure.of(tile_id, "decode", error))
-    for tile_id, status in work.skipped.items():
-        results[tile_id] = TileResult(tile_id, status, empty_instances(task.grids[tile_id[0]], *tile_id[1:]))
-    ordered = [results[i] for i in _tile_ids(task) if i in results]
-    partial = shard_path(common.tile_key, task.block.key, partial=True)
-    whole = shard_path(common.tile_key, task.block.key)
-    num_bytes = 0
+        found, failures = decode_batch(batch, task, common)
+        fresh += found
+        work.failures += failures
     try:
-        if ordered:
-            num_bytes = write_shard(storage, partial if work.failures else whole, ordered)
-        if task.partial and not work.failures:
-            storage.delete([partial])
+        num_bytes = save_block(task, common, [*earlier.values(), *fresh], complete=not work.failures)
     except StorageError as error:  # a full disk, say: what is not durable is not done
-        work.failures += [TileFailure.of(r.tile_id, "write", error) for r in ordered]
-        ordered, num_bytes = [], 0
+        work.failures += [TileFailure.of(r.tile_id, "write", error) for r in fresh]
+        fresh, num_bytes = [], 0
     work.seconds["decode"] = time.perf_counter() - begin
     return BlockReceipt(
         task.block.number,
-        sum(r.status == "done" and r.tile_id not in earlier for r in ordered),
-        sum(r.status != "done" or r.tile_id in earlier for r in ordered),
-        sum(len(r.instances) for r in ordered),
+        sum(r.status == "done" for r in fresh),
+        sum(r.status != "done" for r in fresh),
+        len(earlier),
+        sum(len(r.instances) for r in fresh),
         tuple(work.failures),
         work.seconds,
         work.bytes_read,
         num_bytes,
+        work.num_halved,
     )
+
+
+def decode_batch(batch: Batch, task: BlockTask, common: Common) -> tuple[list[TileResult], list[TileFailure]]:
+    """Return the results of a predicted batch, and the tiles of which the model returned what it must not."""
+    results: list[TileResult] = []
+    failures: list[TileFailure] = []
+    for k, tile_id in enumerate(batch.tile_ids):
+        try:
+            with time_limit(common.tile_timeout_s):
+                found = _decoded(batch.predictions[k], tile_id, batch.valid[k], task, common)
+            results.append(TileResult(tile_id, "done", found))
+        except Exception as error:  # noqa: BLE001 - a model may return anything, and numpy raises what it likes then
+            failures.append(TileFailure.of(tile_id, "decode", error))
+    return results, failures
+
+
+def skipped_results(work: BlockWork) -> list[TileResult]:
+    """Return the results of tiles that need no prediction."""
+    grids = work.task.grids
+    return [
+        TileResult(tile_id, status, empty_instances(grids[tile_id[0]], *tile_id[1:]))
+        for tile_id, status in work.skipped.items()
+    ]
+
+
+def save_block(task: BlockTask, common: Common, results: Iterable[TileResult], *, complete: bool) -> int:
+    """Write a block's shard, whole or partial, and return its size; a whole one takes the partial one's place."""
+    found = {r.tile_id: r for r in results}
+    ordered = [found[i] for i in tile_ids(task) if i in found]
+    if not ordered:
+        return 0
+    partial = shard_path(common.tile_key, task.block.key, partial=True)
+    path = shard_path(common.tile_key, task.block.key) if complete else partial
+    num_bytes = write_shard(common.storage, path, ordered)
+    if complete and task.partial:
+        common.storage.delete([partial])
+    return num_bytes
 
 
 def scaled(batch: Batch, indices: Sequence[int]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
@@ -174,14 +218,16 @@ def scaled(batch: Batch, indices: Sequence[int]) -> tuple[NDArray[np.float32], N
     return images, valid
 
 
-def _durable(task: BlockTask, common: Common) -> dict[TileId, TileResult]:
+def durable_tiles(task: BlockTask, common: Common) -> Mapping[TileId, TileResult]:
+    """Return what a partial shard of the block holds."""
     if not task.partial:
         return {}
     path = shard_path(common.tile_key, task.block.key, partial=True)
     return {r.tile_id: r for r in read_shard(common.storage, path, task.grids)}
 
 
-def _tile_ids(task: BlockTask) -> Iterator[TileId]:
+def tile_ids(task: BlockTask) -> Iterator[TileId]:
+    """Yield the tiles of a block, in the order of its shard."""
     for part in task.block.ranges:
         for row, col in part.tile_keys():
             yield part.scene_id, row, col
@@ -206,9 +252,12 @@ def _read_range(work: BlockWork, part: TileRange, todo: list[tuple[int, int]], c
     scene, grid = work.task.scenes[part.scene_id], work.task.grids[part.scene_id]
     tiles = [grid.tile(*key) for key in todo]
     try:
-        area = None if common.aoi is None else aoi_to_scene(common.aoi.polygons, common.aoi.crs, scene)
-        ranges = _ranges(scene, common.value_range, common.bands, common.model.spec)
-        with SceneReader(scene, scale=grid.scale, bands=common.bands, spec=common.model.spec) as reader:
+        with ExitStack() as stack:
+            with time_limit(common.tile_timeout_s):
+                area = None if common.aoi is None else aoi_to_scene(common.aoi.polygons, common.aoi.crs, scene)
+                ranges = _ranges(scene, common.value_range, common.bands, common.model.spec)
+                opened = SceneReader(scene, scale=grid.scale, bands=common.bands, spec=common.model.spec)
+                reader = stack.enter_context(opened)
             for tile in tiles:
                 if area is not None and not _touches(tile, area):
                     work.skipped[_id(tile)] = "outside"
@@ -222,7 +271,8 @@ def _read_range(work: BlockWork, part: TileRange, todo: list[tuple[int, int]], c
 
 def _read_tile(work: BlockWork, reader: SceneReader, tile: Tile, ranges: Ranges | None, common: Common) -> None:
     try:
-        image = reader.read(tile)
+        with time_limit(common.tile_timeout_s):
+            image = reader.read(tile)
     except (ReadError, OSError, MemoryError) as error:
         work.failures.append(TileFailure.of(_id(tile), "read", error))
         return

@@ -44,6 +44,7 @@ _BY_ERRNO = {
     errno.EISDIR: _FOLDER,
     errno.EEXIST: _FOLDER,
 }
+_URI = re.compile(r"\b(\w+://)(?:[^\s/@'\"]+@)?([^\s?'\"]+)\?[^\s'\"]+|\b(\w+://)[^\s/@'\"]+@([^\s?'\"]+)")
 _NO_ANSWER = re.compile(r"error sending request|connection refused|dns error|operation timed out", re.IGNORECASE)
 
 
@@ -59,6 +60,11 @@ def redact(uri: str) -> str:
     if parts.scheme in ("s3", "s3a", "file") and not secret:
         return uri
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def redact_text(text: str) -> str:
+    """Return a text in which every uri is without user:password and without its query string."""
+    return _URI.sub(lambda found: f"{found[1] or found[3]}{found[2] or found[4]}", text)
 
 
 def is_missing_bucket(error: Exception) -> bool:

@@ -13,6 +13,7 @@ from segworker.stitch.parts import (
     SCORE_ONE,
     SEAM_CUT,
     SEAM_MERGED,
+    SEAM_MISSING,
     SEAM_NONE,
     BlockLinks,
     BorderFeatures,
@@ -22,7 +23,7 @@ from segworker.stitch.parts import (
     TileKey,
     area_kept,
 )
-from segworker.types import Instances, Runs
+from segworker.types import Instances, Runs, Window
 
 
 def cut_block(
@@ -38,6 +39,7 @@ def cut_block(
     kept = settled.kept(options)
     priority = settled.priority()
     runs, components, seams = [], [], []
+    beside_missing = np.zeros(len(settled.area), np.bool_)
     base = 0
     for key in sorted(own):
         tile = own[key]
@@ -48,11 +50,13 @@ def cut_block(
         runs.append(cut)
         components.append(here)
         seams.append(_lost_share(tile, local, here))
+        beside_missing[local[_touching(tile, links.missing)]] = True
     pieces = _gather_pieces(runs, components, np.concatenate([np.zeros(0, np.bool_), *seams]))
     feature = np.full(len(settled.area), -1, np.int64)
     feature[border.components] = border.features
     present, merged, num_tiles, cut_flag = pieces
     result = _make_pieces(settled.take(present), merged, num_tiles, cut_flag, feature[present])
+    result.seam[beside_missing[present]] = SEAM_MISSING
     return result.take(np.flatnonzero((result.features >= 0) | area_kept(masks.areas_px(merged), options)))
 
 
@@ -96,6 +100,17 @@ def _lost_share(tile: Instances, local: I64, present: I64) -> NDArray[np.bool_]:
     np.add.at(full, place, masks.areas_px(tile.runs)[mine])
     np.add.at(core, place, masks.sums_in(tile.runs, tile.tile.core)[0][mine])
     return np.asarray(full - core > np.minimum(64, 0.1 * full))
+
+
+def _touching(tile: Instances, missing: Sequence[Window]) -> I64:
+    """Return the instances that reach the core of a missing tile, or its border: they may go on there unseen."""
+    touched = np.zeros(len(tile), np.bool_)
+    for core in missing:
+        around = Window(max(0, core.col_off - 1), max(0, core.row_off - 1), core.width + 2, core.height + 2)
+        near = tile.tile.window.intersect(around)
+        if near.area_px:
+            touched |= masks.sums_in(tile.runs, near)[0] > 0
+    return np.flatnonzero(touched).astype(np.int64)
 
 
 def _gather_pieces(

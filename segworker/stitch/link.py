@@ -21,7 +21,7 @@ from segworker.stitch.parts import (
     Sums,
     TileKey,
 )
-from segworker.types import Instances
+from segworker.types import Instances, Window
 
 
 def link_block(
@@ -30,7 +30,7 @@ def link_block(
     """Link the instances of a block with each other and with those of the ring of tiles around it.
 
     Args:
-        own: the block's tiles by (row, column); tiles without instances or without a result may be absent.
+        own: the block's tiles by (row, column). Tiles without instances are there, those without a result are not.
         ring: tiles around the block that were read; each pair of tiles over the border is judged by both blocks alike.
         grid: the scene's grid.
         rule: thresholds.
@@ -61,7 +61,8 @@ def link_block(
     local = component[np.concatenate([np.zeros(0, np.int64), *outer_local]).astype(np.int64)]
     reaching = np.unique(local)
     border = BorderLinks(reaching, sums.take(reaching), _stack(outer, 2), np.searchsorted(reaching, local))
-    return BlockLinks(component, sums, border, _seen_table(_stack(seen, 2)), _iou_table(_stack(ious, 2)))
+    tables = _seen_table(_stack(seen, 2)), _iou_table(_stack(ious, 2))
+    return BlockLinks(component, sums, border, *tables, _missing_cores(own, ring, grid))
 
 
 def _neighbour_pairs(
@@ -75,6 +76,17 @@ def _neighbour_pairs(
             if (other in own or other in ring) and ((row, col) in own or other in own):
                 pairs.append(((row, col), other))
     return pairs
+
+
+def _missing_cores(
+    own: Mapping[TileKey, Instances], ring: Mapping[TileKey, Instances], grid: Grid
+) -> tuple[Window, ...]:
+    """Return the cores of the neighbours of the block's tiles that are in the grid and have no result."""
+    rows, cols = grid.shape_yx
+    steps = [(row, col) for row in (-1, 0, 1) for col in (-1, 0, 1)]
+    around = {(key[0] + row, key[1] + col) for key in own for row, col in steps}
+    missing = (k for k in around if 0 <= k[0] < rows and 0 <= k[1] < cols and k not in own and k not in ring)
+    return tuple(grid.tile(*key).core for key in sorted(missing))
 
 
 def _nodes(grid: Grid, key: TileKey, indices: I64) -> I64:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from segworker.masks import I64
 from segworker.seams import SeamRule
-from segworker.types import Runs
+from segworker.types import Runs, Window
 
 SCORE_ONE = 1 << 20
 "Scores are summed as integers of this many parts."
@@ -21,8 +21,8 @@ MAX_INSTANCES = 1 << 20
 TileKey: TypeAlias = tuple[int, int]
 NOWHERE = 2**31 - 1
 "Row and column of the first pixel of a component without pixels."
-SEAM_NONE, SEAM_MERGED, SEAM_CUT = 0, 1, 2
-SEAM_NAMES = ("none", "merged", "cut")
+SEAM_NONE, SEAM_MERGED, SEAM_CUT, SEAM_MISSING = 0, 1, 2, 3
+SEAM_NAMES = ("none", "merged", "cut", "missing")
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +157,8 @@ class BlockLinks:
     "(C, 3) class id, fragments that a neighbour should have seen, of them linked."
     iou_sums: I64
     "(C, 3) class id, links, sum of their IoU in 1 / SCORE_ONE."
+    missing: tuple[Window, ...] = ()
+    "Cores of the tiles in and around the block that have no result, grid pixels."
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -181,7 +183,7 @@ class Pieces:
     num_tiles: I64
     "(N,) tiles whose cores gave pixels."
     seam: NDArray[np.uint8]
-    "(N,) SEAM_NONE, SEAM_MERGED or SEAM_CUT."
+    "(N,) SEAM_NONE, SEAM_MERGED, SEAM_CUT or SEAM_MISSING."
     features: I64
     "(N,) number over the whole scene for parts of border features, -1 for whole ones."
 

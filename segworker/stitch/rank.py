@@ -9,7 +9,7 @@ import numpy as np
 
 from segworker import masks
 from segworker.masks import I64
-from segworker.stitch.parts import SEAM_MERGED, SEAM_NONE, Features, Pieces, StitchOptions, area_kept
+from segworker.stitch.parts import SEAM_MERGED, SEAM_MISSING, SEAM_NONE, Features, Pieces, StitchOptions, area_kept
 from segworker.types import Window
 
 
@@ -126,6 +126,7 @@ def _merge_parts(parts: Pieces, home: I64) -> Pieces:
     leader[group[::-1]] = np.arange(len(parts))[::-1]
     num_tiles = np.bincount(group, weights=parts.num_tiles, minlength=len(home)).astype(np.int64)
     seam = np.where(num_tiles > 1, SEAM_MERGED, parts.seam[leader] if len(parts) else SEAM_NONE).astype(np.uint8)
+    seam[group[parts.seam == SEAM_MISSING]] = SEAM_MISSING
     return Pieces(
         parts.class_ids[leader], parts.scores[leader], runs, num_tiles, seam, np.full(len(home), -1, np.int64)
     )

@@ -27,7 +27,7 @@ SCENE --manifest --bands --value-range --aoi --max-scene-px
 --model --weights --model-options --batch-size --precision --device
 --min-score --class-min-score --classes --min-area --max-area --min-iou --simplify
 --output --table-crs --coco --overview --keep-work --partial-ok --name --notes
---address --cpus --workers --gpus-per-worker --memory --max-failed-tiles --progress --seed --log-level
+--address --cpus --workers --gpus-per-worker --memory --max-failed-tiles --tile-timeout --progress --seed --log-level
 """
 COMMANDS = [
     *("run", "plan", "models", "sample"),

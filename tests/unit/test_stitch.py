@@ -450,12 +450,33 @@ def test_thousands_of_overlapping_copies_leave_one_of_them_pixels() -> None:
     assert every.index.tolist() == list(range(3000))
 
 
-def test_a_missing_tile_cuts_what_only_its_neighbour_saw() -> None:
+def test_what_lies_beside_a_missing_tile_says_so() -> None:
     far, near, inside = (30, 10, 100, 20, 0.9, 1), (30, 30, 40, 40, 0.9, 1), (56, 40, 60, 60, 0.9, 1)
-    features = stitch_scene([drawn_tile(PAIR, 0, 0, far, near, inside)], grid=PAIR, options=OPTIONS)
-    assert boxes_of(features) == [[30, 10, 54, 20], [30, 30, 40, 40]]
-    assert [SEAM_NAMES[s] for s in features.pieces.seam] == ["cut", "none"]
-    assert features.pieces.num_tiles.tolist() == [1, 1]
+    touching = (40, 50, 54, 60, 0.9, 1)
+    seen = drawn_tile(PAIR, 0, 0, far, near, inside, touching)
+    features = stitch_scene([seen], grid=PAIR, options=OPTIONS)
+    assert boxes_of(features) == [[30, 10, 54, 20], [30, 30, 40, 40], [40, 50, 54, 60]]
+    assert [SEAM_NAMES[s] for s in features.pieces.seam] == ["missing", "none", "missing"]
+    assert features.pieces.num_tiles.tolist() == [1, 1, 1]
+    found = stitch_scene([seen, drawn_tile(PAIR, 0, 1)], grid=PAIR, options=OPTIONS)
+    assert [SEAM_NAMES[s] for s in found.pieces.seam] == ["cut", "none", "none"], "the neighbour is there, and saw none"
+
+
+@pytest.mark.parametrize("side", [1, 2, 3])
+def test_a_merged_feature_beside_a_missing_tile_says_so(side: int) -> None:
+    """Whatever the blocks, and although the missing tile is diagonal to some of its parts."""
+    grid = Grid("s", 180, 180, 80, 20)
+    rows, cols = grid.shape_yx
+    labels = np.zeros((180, 180), np.int32)
+    labels[20:30, 10 : grid.tile(0, cols - 1).core.col_off] = 1
+    labels[40:70, 40:80] = 2
+    labels[150:160, 10:20] = 3
+    tiles = [t for t in perfect_tiles(labels, grid) if (t.tile.row, t.tile.col) != (0, cols - 1)]
+    assert len(tiles) == rows * cols - 1
+    linked = stitch_linked(tiles, grid=grid, options=OPTIONS)[1]
+    assert (linked.seen[:, 1] == linked.seen[:, 2]).all(), "what a missing tile did not see is no disagreement"
+    features = stitch_in_blocks(tiles, grid, side, OPTIONS)
+    assert [SEAM_NAMES[s] for s in features.pieces.seam] == ["missing", "merged", "none"]
 
 
 def test_no_tiles_at_all() -> None:
