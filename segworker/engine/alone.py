@@ -52,7 +52,7 @@ class _Mending:
         self.fresh: dict[TileId, TileResult] = {}
         self.failures: dict[TileId, TileFailure] = {}
         self.tries: Counter[TileId] = Counter()
-        self.bytes_read = self.shard_bytes = self.failed_loads = 0
+        self.bytes_read = self.shard_bytes = self.num_halved = self.failed_loads = 0
         missing = [i for i in tile_ids(task) if i not in self.earlier]
         self.queue: deque[list[TileId]] = deque([missing] if missing else [])
         self.child: Child | None = None
@@ -89,6 +89,7 @@ class _Mending:
             {"alone": seconds},
             self.bytes_read,
             self.shard_bytes,
+            self.num_halved,
         )
 
     def _attempt(self, child: Child, group: list[TileId]) -> None:
@@ -102,7 +103,8 @@ class _Mending:
                 self._give_up(failure)
             while done < len(batches):
                 stage = "predict"
-                raised = child.predict(done)
+                raised, halved = child.predict(done)
+                self.num_halved += halved
                 stage = "decode"
                 results, refused = child.decode(done)
                 done += 1

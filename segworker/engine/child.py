@@ -71,9 +71,9 @@ class Child:
         self._sizes = [len(batch) for batch in answer[0]]
         return answer
 
-    def predict(self, number: int) -> list[TileFailure]:
-        """Predict a batch of those read; return the tiles of which the model raised an exception."""
-        answer: list[TileFailure] = self._call("predict", number, num_limits=self._sizes[number] + 1)
+    def predict(self, number: int) -> tuple[list[TileFailure], int]:
+        """Predict a batch of those read; return the tiles of which the model raised, and how many calls were halved."""
+        answer: tuple[list[TileFailure], int] = self._call("predict", number, num_limits=2 * self._sizes[number] + 1)
         return answer
 
     def decode(self, number: int) -> tuple[list[TileResult], list[TileFailure]]:
@@ -113,18 +113,20 @@ class Child:
     def _died(self, *, timed_out: bool = False) -> ChildDied:
         if not timed_out:
             self._process.join(GRACE_S)
-        trace = _trace_in(self._log)
+        said = _said(self._log)
         code = self._process.exitcode
         self.close()
-        if timed_out or (code == 1 and TIMED_OUT in trace):
-            return ChildDied(f"no answer within {self._limit_s:g} s (--tile-timeout)", trace, timed_out=True)
-        return ChildDied(_ending(code), trace)
+        if timed_out or (code == 1 and TIMED_OUT in said):
+            return ChildDied(
+                f"no answer within {self._limit_s:g} s (--tile-timeout)", said[-MAX_TRACE:], timed_out=True
+            )
+        return ChildDied(_ending(code), said[-MAX_TRACE:])
 
 
-def _trace_in(log: Path) -> str:
-    """Return the end of what a process has said, without the list of its modules that faulthandler ends with."""
+def _said(log: Path) -> str:
+    """Return what a process has said, without the list of its modules that faulthandler ends with."""
     lines = log.read_text("utf-8", "replace").splitlines() if log.exists() else []
-    return redact_text("\n".join(line for line in lines if not line.startswith("Extension modules:")))[-MAX_TRACE:]
+    return redact_text("\n".join(line for line in lines if not line.startswith("Extension modules:")))
 
 
 def _ending(code: int | None) -> str:
@@ -176,9 +178,11 @@ class _Worker:
         self.work = work = read_block(task, self.common, wanted)
         return [b.tile_ids for b in work.batches], skipped_results(work), work.failures, work.bytes_read
 
-    def predict(self, number: int) -> list[TileFailure]:
+    def predict(self, number: int) -> tuple[list[TileFailure], int]:
         assert self.work is not None
-        return self.predictor.predict_batch(self.work.batches[number])
+        before = self.predictor.num_halved
+        failures = self.predictor.predict_batch(self.work.batches[number])
+        return failures, self.predictor.num_halved - before
 
     def decode(self, number: int) -> tuple[list[TileResult], list[TileFailure]]:
         assert self.work is not None
