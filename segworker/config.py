@@ -167,7 +167,9 @@ class Stitch(Section):
     )
     max_area: AreaValue | None = Field(default=None, description="Largest whole object, in the same units.")
     min_iou: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=0.25, description="How far two tiles' masks must agree inside the strip both saw to be one object."
+        default=0.25,
+        description="IoU from which two tiles' masks in the strip both saw are one object: less where the smaller one "
+        "lies in the other, more where only one of them says so.",
     )
     simplify: float = Field(
         default=0.0, ge=0, description="Tolerance in pixels by which outlines are simplified; 0 keeps every pixel edge."

@@ -6,6 +6,8 @@ Kernels take and return plain arrays; the public functions wrap them in `Runs`.
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,6 +16,8 @@ from segworker.types import Runs, Window
 
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
+Int: TypeAlias = int | np.int64
+"A number in a kernel."
 
 
 def runs_from_labels(labels_HW: NDArray[np.integer], num_labels: int, *, window: Window) -> Runs:
@@ -113,26 +117,18 @@ def group_order(groups: NDArray[np.integer], num_groups: int) -> tuple[I64, I64]
     return order, np.bincount(groups, minlength=num_groups).astype(np.int64)
 
 
-def exclusive_runs(runs: Runs, *, groups: NDArray[np.integer], priority: NDArray[np.integer], window: Window) -> Runs:
-    """Return mask g = the pixels of `window` that go to group g: each to the group with the lowest priority value.
-
-    Args:
-        runs: N masks.
-        groups: (N,) the group of each mask, 0 to G - 1.
-        priority: (G,) distinct values, a total order; 0 wins.
-        window: grid pixels; what lies outside is cut off.
-    """
-    order = np.argsort(-priority.astype(np.int64)[groups], kind="stable").astype(np.int64)
-    image = np.zeros(window.shape_yx, np.int32)
-    labels = groups.astype(np.int32) + 1
-    _paint(runs.rows, runs.starts, runs.stops, runs.offsets, order, labels, image, window.row_off, window.col_off)
-    return runs_from_labels(image, len(priority), window=window)
-
-
 def sums_in(runs: Runs, window: Window) -> tuple[I64, I64]:
     """Return ((N,) pixels inside a window, (N, 2) row and column of the first of them; -1 where there is none)."""
-    zone = np.array([window.col_off, window.row_off, window.col_end, window.row_end], np.int64)
-    return _sums_in(runs.rows, runs.starts, runs.stops, runs.offsets, zone)
+    return _sums_in(runs.rows, runs.starts, runs.stops, runs.offsets, corners(window))
+
+
+def fingerprints(runs: Runs) -> I64:
+    """Return a number for each mask that depends on its set of pixels alone, (N,) int64; 0 for empty masks.
+
+    Fingerprints of disjoint masks add up, modulo 2^64, to that of their union. Two different masks have the same one
+    with a probability of 2^-64.
+    """
+    return _fingerprints(runs.rows, runs.starts, runs.stops, runs.offsets)
 
 
 def _segment_sums(values: I64, offsets: I64) -> I64:
@@ -189,6 +185,51 @@ def _paint(
             if 0 <= y < height:
                 for x in range(max(0, starts[k] - col_off), min(width, stops[k] - col_off)):
                     image[y, x] = labels[i]
+
+
+def corners(window: Window) -> I64:
+    """Return (left, top, right, bottom) of a window, as kernels take it."""
+    return np.array([window.col_off, window.row_off, window.col_end, window.row_end], np.int64)
+
+
+@kernel
+def find_root(parent: I64, k: int) -> int:
+    """Return the root of k in a union-find forest, halving the path to it."""
+    while parent[k] != k:
+        parent[k] = parent[parent[k]]
+        k = parent[k]
+    return k
+
+
+@kernel
+def unite(parent: I64, a: int, b: int) -> None:
+    """Join the sets of a and b; the smaller root stays, so that the result does not depend on the order of joins."""
+    i, j = find_root(parent, a), find_root(parent, b)
+    parent[max(i, j)] = min(i, j)
+
+
+@kernel
+def run_fingerprint(row: Int, start: Int, stop: Int) -> np.int64:
+    """Return a run's share of a fingerprint: a telescoping sum over its pixels, modulo 2^64."""
+    return _mixed(row, stop) - _mixed(row, start)
+
+
+@kernel
+def _mixed(row: Int, col: Int) -> np.int64:
+    """Return a hash of a pixel's corner (the finaliser of splitmix64, https://doi.org/10.1145/2660193.2660195)."""
+    z = (np.uint64(row) << np.uint64(32)) + np.uint64(col) + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.int64(z ^ (z >> np.uint64(31)))
+
+
+@kernel
+def _fingerprints(rows: I32, starts: I32, stops: I32, offsets: I64) -> I64:
+    result = np.zeros(len(offsets) - 1, np.int64)
+    for i in range(len(result)):
+        for k in range(offsets[i], offsets[i + 1]):
+            result[i] += run_fingerprint(rows[k], starts[k], stops[k])
+    return result
 
 
 @kernel

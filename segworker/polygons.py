@@ -18,7 +18,7 @@ import shapely
 from numpy.typing import NDArray
 
 from segworker.jit import kernel
-from segworker.masks import I32, I64
+from segworker.masks import I32, I64, find_root, unite
 from segworker.types import Runs
 
 
@@ -251,20 +251,11 @@ def _components(rows: I32, starts: I32, stops: I32, offsets: I64) -> I64:
                 upper += 1
             k = upper
             while k < lower and rows[k] == rows[lower] - 1 and starts[k] < stops[lower]:
-                a, b = _root(parent, k), _root(parent, lower)
-                parent[max(a, b)] = min(a, b)
+                unite(parent, k, lower)
                 k += 1
     for k in range(len(rows)):
-        parent[k] = _root(parent, k)
+        parent[k] = find_root(parent, k)
     return parent
-
-
-@kernel
-def _root(parent: I64, k: int) -> int:
-    while parent[k] != k:
-        parent[k] = parent[parent[k]]
-        k = parent[k]
-    return k
 
 
 @kernel

@@ -13,14 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from segworker.fragments import AREA, CLASS, PLACE, TOTAL, TRUSTED, RunTable, find_fragments, runs_by_fragment
 from segworker.grid import Grid
 from segworker.jit import kernel
-from segworker.masks import I32, I64, areas_px
+from segworker.masks import I32, I64, corners
 from segworker.types import Instances, Tile, Window
+
+F64: TypeAlias = NDArray[np.float64]
 
 FORWARD = ((0, 1), (1, -1), (1, 0), (1, 1))
 "Row and column steps to the four neighbours that come later in row order; each pair of tiles is met once."
@@ -33,11 +37,31 @@ class SeamRule:
     cut_trust_px: int = 16
     "Margin along cut window sides that is not trusted; the model's InputSpec states it."
     min_iou: float = 0.25
-    "Least IoU of two fragments in the part of the strip that is compared."
+    "Least IoU, in the part of the strip that is compared, of two fragments that vote for each other."
+    doubt: float = 1.6
+    "Times as much is asked where only one of them votes for the other, or where they share too few pixels,"
+    few_px: int = 16
+    "less than this;"
+    contained: float = 0.2
+    "and times as much where they vote for each other and most of the smaller one lies in the other,"
+    contained_share: float = 0.7
+    "this share of it."
     min_evidence_px: int = 64
     "The trusted middle is enough where both show this many pixels in it, or the halo's width,"
     min_evidence_share: float = 0.2
     "or this share of the smaller object, whichever is least; otherwise the whole strip is compared."
+    view_share: float = 0.8
+    "A feature comes from the one tile that saw it whole where that holds this share of what the cores hold; see docs."
+
+    def numbers(self, grid: Grid) -> F64:
+        """Return the thresholds as the kernels take them."""
+        least_px = min(self.min_evidence_px, grid.overlap_px // 2)
+        asked = (self.min_iou, self.doubt, self.few_px, self.contained, self.contained_share)
+        return np.array([*asked, least_px, self.min_evidence_share, self.min_evidence_px], np.float64)
+
+
+MIN_IOU, DOUBT, FEW_PX, CONTAINED, CONTAINED_SHARE, LEAST_PX, LEAST_SHARE, EVIDENCE_PX = range(8)
+"Places in `SeamRule.numbers`."
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,31 +70,10 @@ class Links:
 
     pairs: I64
     "(L, 2) index in the first tile, index in the second; distinct."
+    iou: F64
+    "(L,) IoU of the fragments in the zone that was compared, the best where several linked the same pair."
     seen: I64
     "(C, 2) class id and 1 if linked, for each fragment of either side that the other side should have seen."
-    iou: NDArray[np.float64]
-    "(L,) IoU of the fragments in the zone that was compared, the best where several linked the same pair."
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Fragments:
-    """The connected parts of one tile's instances inside a strip."""
-
-    instance: I64
-    "(F,) index of the instance in its tile."
-    area: I64
-    "(F, 2) pixels in the whole strip and in its trusted middle."
-    total: I64
-    "(F,) pixels of the whole instance in its window."
-    class_ids: I64
-    "(F,)."
-    place: I64
-    "(F,) row and column of the first pixel in the strip, as one number."
-    runs: tuple[I64, I32, I32, I32]
-    "First run of each strip row, then start, stop and fragment of each run, by row and start."
-
-    def __len__(self) -> int:
-        return len(self.instance)
 
 
 def neighbours(grid: Grid, row: int, col: int) -> Iterator[tuple[int, int]]:
@@ -98,201 +101,143 @@ def link(first: Instances, second: Instances, *, grid: Grid, rule: SeamRule) -> 
     Neither the order of the two tiles nor that of the instances in them changes which instances are linked.
     """
     strip, trusted = strips(first.tile, second.tile, grid, rule.cut_trust_px)
-    a, b = fragments(first, strip, trusted), fragments(second, strip, trusted)
-    pairs, common = _common(a, b, strip, trusted)
-    inter, iou = _compare(a, b, pairs, common, grid, rule)
-    i, j = pairs[:, 0], pairs[:, 1]
-    voted = _votes(i, inter, iou, _tie_keys(b, j)) | _votes(j, inter, iou, _tie_keys(a, i))
-    won = voted & (iou >= rule.min_iou)
-    linked = pairs[won]
-    seen = np.concatenate([_seen(a, linked[:, 0], rule), _seen(b, linked[:, 1], rule)])
-    instance_pairs, best_iou = _by_instance(a, b, linked, iou[won])
-    return Links(instance_pairs, seen, best_iou)
+    zones = np.stack([corners(strip), corners(trusted)])
+    return Links(*_link(*_arrays(first), *_arrays(second), zones, rule.numbers(grid)))
 
 
-def fragments(instances: Instances, strip: Window, trusted: Window) -> Fragments:
-    """Return the 8-connected parts of each instance inside a strip, ordered by instance and first pixel."""
-    near = _touching(instances, strip) if strip.area_px else np.zeros(0, np.int64)
-    part = instances.runs.take(near)
-    zones = np.array([_corners(strip), _corners(trusted)], np.int64)
-    runs, owner, area, place = _fragment_kernel(part.rows, part.starts, part.stops, part.offsets, zones)
-    instance = near[owner]
-    total = areas_px(part)[owner]
-    return Fragments(instance, area, total, instances.class_ids[instance].astype(np.int64), place, runs)
-
-
-def _compare(
-    a: Fragments, b: Fragments, pairs: I64, common: I64, grid: Grid, rule: SeamRule
-) -> tuple[I64, NDArray[np.float64]]:
-    """Return (common pixels, IoU) of each pair, in the trusted middle where it shows enough of both."""
-    i, j = pairs[:, 0], pairs[:, 1]
-    least = min(rule.min_evidence_px, grid.overlap_px // 2)
-    evidence = np.minimum(least, rule.min_evidence_share * np.minimum(a.total[i], b.total[j]))
-    zone = ((a.area[i, 1] >= evidence) & (b.area[j, 1] >= evidence) & (common[:, 1] > 0)).astype(np.int64)
-    inter = common[np.arange(len(pairs)), zone]
-    return inter, inter / np.maximum(a.area[i, zone] + b.area[j, zone] - inter, 1)
-
-
-def _votes(voter: I64, inter: I64, iou: NDArray[np.float64], ties: tuple[I64, ...]) -> NDArray[np.bool_]:
-    """Return which pairs are the one vote of their voter: highest IoU, then most common pixels, then `ties`."""
-    order = np.lexsort((*ties, -inter, -iou, voter))
-    leads = np.ones(len(order), np.bool_)
-    leads[1:] = voter[order][1:] != voter[order][:-1]
-    best = np.zeros(len(voter), np.bool_)
-    best[order[leads]] = True
-    return best
-
-
-def _tie_keys(side: Fragments, partner: I64) -> tuple[I64, ...]:
-    """Return what orders partners that share equally many pixels, the first key last: place and size, not number."""
-    return side.class_ids[partner], side.total[partner], side.area[partner, 0], side.place[partner]
-
-
-def _seen(side: Fragments, linked: I64, rule: SeamRule) -> I64:
-    """Return (class id, linked) of the fragments that show enough in the trusted middle."""
-    enough = side.area[:, 1] >= np.minimum(rule.min_evidence_px, 0.5 * side.total)
-    hit = np.zeros(len(side), np.int64)
-    hit[linked] = 1
-    return np.asarray(np.column_stack([side.class_ids, hit])[enough])
-
-
-def _by_instance(a: Fragments, b: Fragments, linked: I64, iou: NDArray[np.float64]) -> tuple[I64, NDArray[np.float64]]:
-    """Return distinct pairs of instances and the best IoU of each."""
-    pairs = np.column_stack([a.instance[linked[:, 0]], b.instance[linked[:, 1]]])
-    order = np.lexsort((-iou, pairs[:, 1], pairs[:, 0]))
-    pairs, iou = pairs[order], iou[order]
-    new = np.ones(len(pairs), np.bool_)
-    new[1:] = (pairs[1:] != pairs[:-1]).any(axis=1)
-    return pairs[new].astype(np.int64), iou[new]
-
-
-def _touching(instances: Instances, strip: Window) -> I64:
-    box = instances.boxes_xyxy
-    return np.flatnonzero(
-        (box[:, 0] < strip.col_end)
-        & (box[:, 2] > strip.col_off)
-        & (box[:, 1] < strip.row_end)
-        & (box[:, 3] > strip.row_off)
-    ).astype(np.int64)
-
-
-def _corners(window: Window) -> tuple[int, int, int, int]:
-    return window.col_off, window.row_off, window.col_end, window.row_end
-
-
-def _common(a: Fragments, b: Fragments, strip: Window, trusted: Window) -> tuple[I64, I64]:
-    """Return (pairs (P, 2) of fragments with common pixels, the pixels (P, 2) in the strip and its trusted middle)."""
-    zones = np.array([_corners(strip), _corners(trusted)], np.int64)
-    keys, in_strip, in_trusted = _overlaps(*a.runs, *b.runs, zones, len(b))
-    if not len(keys):
-        return np.zeros((0, 2), np.int64), np.zeros((0, 2), np.int64)
-    order = np.argsort(keys, kind="stable")
-    unique, begins = np.unique(keys[order], return_index=True)
-    common = np.column_stack([np.add.reduceat(v[order], begins) for v in (in_strip, in_trusted)])
-    return np.column_stack([unique // len(b), unique % len(b)]).astype(np.int64), common
+def _arrays(tile: Instances) -> tuple[I32, I32, I32, I64, I32, I32]:
+    runs = tile.runs
+    return runs.rows, runs.starts, runs.stops, runs.offsets, tile.boxes_xyxy, tile.class_ids
 
 
 @kernel
-def _fragment_kernel(  # noqa: C901 - one pass over the runs, which a kernel cannot split without copies
-    rows: I32, starts: I32, stops: I32, offsets: I64, zones: I64
-) -> tuple[tuple[I64, I32, I32, I32], I64, I64, I64]:
-    zone, trusted = zones[0], zones[1]
-    count = 0
-    for k in range(len(rows)):
-        count += zone[1] <= rows[k] < zone[3] and starts[k] < zone[2] and stops[k] > zone[0]
-    parent = np.arange(count)
-    owner = np.empty(count, np.int64)
-    data = np.empty((3, count), np.int32)
-    key = np.empty(count, np.int64)
-    n = 0
-    for i in range(len(offsets) - 1):
-        upper = n
-        for k in range(offsets[i], offsets[i + 1]):
-            if not (zone[1] <= rows[k] < zone[3] and starts[k] < zone[2] and stops[k] > zone[0]):
-                continue
-            y, begin, end = rows[k], max(np.int64(starts[k]), zone[0]), min(np.int64(stops[k]), zone[2])
-            data[0, n], data[1, n], data[2, n] = y, begin, end
-            key[n] = (np.int64(y) << 32) + begin
-            owner[n] = i
-            while upper < n and (data[0, upper] < y - 1 or (data[0, upper] == y - 1 and data[2, upper] < begin)):
-                upper += 1
-            j = upper
-            while j < n and data[0, j] == y - 1 and data[1, j] <= end:
-                p, q = _root(parent, j), _root(parent, n)
-                parent[max(p, q)] = min(p, q)
-                j += 1
-            n += 1
-    fragment = np.empty(count, np.int32)
-    fragment_owner = np.empty(count, np.int64)
-    area = np.zeros((count, 2), np.int64)
-    place = np.empty(count, np.int64)
-    num = 0
-    for k in range(count):
-        root = _root(parent, k)
-        if root == k:
-            fragment[k] = num
-            fragment_owner[num] = owner[k]
-            place[num] = key[k]
-            num += 1
-        else:
-            fragment[k] = fragment[root]
-        f = fragment[k]
-        area[f, 0] += data[2, k] - data[1, k]
-        if trusted[1] <= data[0, k] < trusted[3]:
-            area[f, 1] += max(0, min(np.int64(data[2, k]), trusted[2]) - max(np.int64(data[1, k]), trusted[0]))
-    first = np.zeros(zone[3] - zone[1] + 1, np.int64)
-    for k in range(count):
-        first[data[0, k] - zone[1] + 1] += 1
-    for y in range(len(first) - 1):
-        first[y + 1] += first[y]
-    order = np.argsort(key)
-    runs = (first, data[1][order], data[2][order], fragment[order])
-    return runs, fragment_owner[:num].copy(), area[:num].copy(), place[:num].copy()
-
-
-@kernel
-def _root(parent: I64, k: int) -> int:
-    while parent[k] != k:
-        parent[k] = parent[parent[k]]
-        k = parent[k]
-    return k
-
-
-@kernel
-def _overlaps(
-    first_a: I64,
+def _link(
+    rows_a: I32,
     starts_a: I32,
     stops_a: I32,
-    who_a: I32,
-    first_b: I64,
+    offsets_a: I64,
+    boxes_a: I32,
+    classes_a: I32,
+    rows_b: I32,
     starts_b: I32,
     stops_b: I32,
-    who_b: I32,
+    offsets_b: I64,
+    boxes_b: I32,
+    classes_b: I32,
     zones: I64,
-    num_b: int,
-) -> tuple[I64, I64, I64]:
-    """Return (pair key, common pixels in the strip, in the trusted middle) for each pair of runs that overlap."""
-    capacity = np.int64(len(starts_a) + len(starts_b) + 16)
-    out = np.empty((3, capacity), np.int64)
-    n = np.int64(0)
-    for y in range(len(first_a) - 1):
-        row = y + zones[0, 1]
-        low = first_b[y]
-        for i in range(first_a[y], first_a[y + 1]):
-            while low < first_b[y + 1] and stops_b[low] <= starts_a[i]:
-                low += 1
-            j = low
-            while j < first_b[y + 1] and starts_b[j] < stops_a[i]:
-                begin, end = max(starts_a[i], starts_b[j]), min(stops_a[i], stops_b[j])
+    numbers: F64,
+) -> tuple[I64, F64, I64]:
+    """Return the fields of `Links`; all in one kernel, as a grid has four pairs for each tile."""
+    instance_a, facts_a, runs_a = find_fragments(rows_a, starts_a, stops_a, offsets_a, boxes_a, classes_a, zones)
+    instance_b, facts_b, runs_b = find_fragments(rows_b, starts_b, stops_b, offsets_b, boxes_b, classes_b, zones)
+    best, iou, common, least = _vote(runs_a, runs_b, facts_a, facts_b, zones, numbers)
+    num_a = len(facts_a)
+    pairs, ious = np.empty((len(best), 2), np.int64), np.empty(len(best))
+    hit = np.zeros(len(best), np.int64)
+    n = 0
+    for voter in range(len(best)):
+        if best[voter] >= 0 and _counts(best, iou, common, least, voter, num_a, numbers):
+            i, j = (voter, best[voter]) if voter < num_a else (best[voter], voter - num_a)
+            hit[i], hit[num_a + j] = 1, 1
+            pairs[n, 0], pairs[n, 1], ious[n] = instance_a[i], instance_b[j], iou[voter]
+            n += 1
+    seen = np.empty((len(best), 2), np.int64)
+    num_seen = 0
+    for v in range(len(best)):
+        facts = facts_a[v] if v < num_a else facts_b[v - num_a]
+        if facts[TRUSTED] >= min(numbers[EVIDENCE_PX], 0.5 * facts[TOTAL]):
+            seen[num_seen, 0], seen[num_seen, 1] = facts[CLASS], hit[v]
+            num_seen += 1
+    num_pairs = _distinct(pairs, ious, n, len(offsets_b))
+    return pairs[:num_pairs].copy(), ious[:num_pairs].copy(), seen[:num_seen].copy()
+
+
+@kernel
+def _counts(best: I64, iou: F64, common: I64, least: I64, voter: int, num_a: int, numbers: F64) -> bool:
+    """Tell whether a vote counts."""
+    own, other = (voter, num_a + best[voter]) if voter < num_a else (voter - num_a, best[voter])
+    factor = numbers[DOUBT]
+    if best[other] == own and common[voter] >= numbers[FEW_PX]:
+        inside = common[voter] >= numbers[CONTAINED_SHARE] * least[voter]
+        factor = numbers[CONTAINED] if inside else 1.0
+    return bool(iou[voter] >= min(factor * numbers[MIN_IOU], 1.0))
+
+
+@kernel
+def _distinct(pairs: I64, ious: F64, n: int, width: int) -> int:
+    """Sort the first n pairs, keep each once with its best IoU, and return how many there are."""
+    key = pairs[:n, 0] * width + pairs[:n, 1]
+    order = np.argsort(key, kind="mergesort")
+    found, values = pairs[:n].copy(), ious[:n].copy()
+    last, m = np.int64(-1), 0
+    for k in order:
+        if key[k] != last:
+            pairs[m, 0], pairs[m, 1], ious[m] = found[k, 0], found[k, 1], values[k]
+            last, m = key[k], m + 1
+        else:
+            ious[m - 1] = max(ious[m - 1], values[k])
+    return m
+
+
+@kernel
+def _vote(  # noqa: C901 - votes are counted while the runs are met, so that no table of pairs is held
+    runs_a: RunTable, runs_b: RunTable, facts_a: I64, facts_b: I64, zones: I64, numbers: F64
+) -> tuple[I64, F64, I64, I64]:
+    """Return the partner that each fragment votes for (-1: none), their IoU, common pixels, and those of the smaller.
+
+    The fragments of b follow those of a. One fragment of a after the other meets the runs of b in its rows, so that
+    memory does not grow with the pairs.
+    """
+    first_a, starts_a, stops_a, who_a = runs_a
+    first_b, starts_b, stops_b, who_b = runs_b
+    num_a, num_b = len(facts_a), len(facts_b)
+    best = np.full(num_a + num_b, -1, np.int64)
+    best_iou = np.zeros(num_a + num_b)
+    best_common, best_least = np.zeros(num_a + num_b, np.int64), np.zeros(num_a + num_b, np.int64)
+    begins, rows, order = runs_by_fragment(first_a, who_a, num_a)
+    common = np.zeros((num_b, 2), np.int64)
+    met = np.empty(num_b, np.int64)
+    for i in range(num_a):
+        num_met = 0
+        for at in range(begins[i], begins[i + 1]):
+            k, y = order[at], rows[order[at]]
+            is_trusted = zones[1, 1] <= y + zones[0, 1] < zones[1, 3]
+            for m in range(first_b[y], first_b[y + 1]):
+                if starts_b[m] >= stops_a[k]:
+                    break
+                begin, end = max(starts_a[k], starts_b[m]), min(stops_a[k], stops_b[m])
                 if end > begin:
-                    if n == capacity:
-                        bigger = np.empty((3, 2 * capacity), np.int64)
-                        bigger[:, :capacity] = out
-                        out, capacity = bigger, 2 * capacity
-                    out[0, n] = np.int64(who_a[i]) * num_b + who_b[j]
-                    out[1, n] = end - begin
-                    trusted = min(np.int64(end), zones[1, 2]) - max(np.int64(begin), zones[1, 0])
-                    out[2, n] = max(0, trusted) if zones[1, 1] <= row < zones[1, 3] else 0
-                    n += 1
-                j += 1
-    return out[0, :n].copy(), out[1, :n].copy(), out[2, :n].copy()
+                    j = who_b[m]
+                    if common[j, 0] == 0:
+                        met[num_met] = j
+                        num_met += 1
+                    common[j, 0] += end - begin
+                    if is_trusted:
+                        common[j, 1] += max(0, min(np.int64(end), zones[1, 2]) - max(np.int64(begin), zones[1, 0]))
+        for n in range(num_met):
+            j = met[n]
+            least = min(numbers[LEAST_PX], numbers[LEAST_SHARE] * min(facts_a[i, TOTAL], facts_b[j, TOTAL]))
+            enough = facts_a[i, TRUSTED] >= least and facts_b[j, TRUSTED] >= least and common[j, 1] > 0
+            zone = 1 if enough else 0
+            inter = common[j, zone]
+            iou = inter / max(1, facts_a[i, AREA + zone] + facts_b[j, AREA + zone] - inter)
+            for voter, partner, facts in ((i, j, facts_b), (num_a + j, i, facts_a)):
+                old = best[voter]
+                if old < 0 or _is_better(iou, inter, partner, best_iou[voter], best_common[voter], old, facts):
+                    best[voter], best_iou[voter], best_common[voter] = partner, iou, inter
+                    best_least[voter] = min(facts_a[i, AREA + zone], facts_b[j, AREA + zone])
+            common[j, 0], common[j, 1] = 0, 0
+    return best, best_iou, best_common, best_least
+
+
+@kernel
+def _is_better(iou: float, inter: int, partner: int, old_iou: float, old_inter: int, old: int, facts: I64) -> bool:
+    """Compare two partners of one voter: IoU, common pixels, then place and size, which do not depend on numbering."""
+    if iou != old_iou:
+        return bool(iou > old_iou)
+    if inter != old_inter:
+        return bool(inter > old_inter)
+    for c in (PLACE, AREA, TOTAL, CLASS):
+        if facts[partner, c] != facts[old, c]:
+            return bool(facts[partner, c] < facts[old, c])
+    return bool(partner < old)

@@ -36,6 +36,7 @@ from segworker.stitch import (
     rank_blocks,
     stitch_linked,
     summarise,
+    sure_tiles,
 )
 from segworker.types import Instances
 
@@ -186,14 +187,24 @@ def _link(common: Common, task: BlockTask, ring: Sequence[tuple[str, Sequence[Ti
 
 @ray.remote(num_returns=3, max_retries=3)
 def _cut(
-    common: Common, task: BlockTask, links: BlockLinks, border: BorderFeatures
+    common: Common,
+    task: BlockTask,
+    ring: Sequence[tuple[str, Sequence[TileKey]]],
+    links: BlockLinks,
+    border: BorderFeatures,
 ) -> tuple[PieceSummary, Pieces, Pieces]:
     """Pass C. Returns (summary, whole features, parts of border features)."""
     part = task.block.ranges[0]
     grid = task.grids[part.scene_id]
     own = _read_tiles(common, task).get(part.scene_id, {})
+    hosts = set(border.guests.tile_keys(grid))
+    around: dict[TileKey, Instances] = {}
+    for path, keys in ring:
+        wanted = [key for key in keys if key in hosts]
+        if wanted:
+            around.update(_read_some(common, part.scene_id, grid, path, wanted))
     options = with_grid_limits(common.options, common, grid)
-    pieces = cut_block(own, links, border, options=options)
+    pieces = cut_block(own, around, links, border, grid=grid, options=options)
     whole = pieces.features < 0
     return summarise(pieces, part.region(grid)), pieces.take(np.flatnonzero(whole)), pieces.take(np.flatnonzero(~whole))
 
@@ -233,21 +244,21 @@ def _home_parts(rank: BlockRank, parts: Mapping[int, ray.ObjectRef[Pieces]]) -> 
 
 
 def _read_tiles(common: Common, task: BlockTask) -> dict[str, dict[TileKey, Instances]]:
-    """Return the instances of a block's tiles by scene; tiles that failed are absent."""
+    """Return the sure instances of a block's tiles by scene; tiles that failed are absent."""
     storage = common.storage
     path = shard_path(common.tile_key, task.block.key, partial=task.partial)
     tiles: dict[str, dict[TileKey, Instances]] = {}
     for result in read_shard(storage, path, task.grids):
         scene_id, row, col = result.tile_id
         tiles.setdefault(scene_id, {})[row, col] = result.instances
-    return tiles
+    return {scene_id: sure_tiles(found, common.options) for scene_id, found in tiles.items()}
 
 
 def _read_some(
     common: Common, scene_id: str, grid: Grid, path: str, wanted: Sequence[TileKey]
 ) -> dict[TileKey, Instances]:
     results = read_shard(common.storage, path, {scene_id: grid}, wanted={(scene_id, *key) for key in wanted})
-    return {(r.tile_id[1], r.tile_id[2]): r.instances for r in results}
+    return sure_tiles({(r.tile_id[1], r.tile_id[2]): r.instances for r in results}, common.options)
 
 
 # ------------------------------------------------------------------------------------------------ large scenes
@@ -275,7 +286,7 @@ def _stitch_large(
         stitched.seams.add(seen, ious)
     reached("linked")
     joined = join_blocks(borders)
-    arguments = [(shared, t, full, border) for t, full, border in zip(tasks, links, joined, strict=True)]
+    arguments = [(shared, *each) for each in zip(tasks, rings, links, joined, strict=True)]
     cut = list(_in_order(_cut, arguments, 3))
     summaries, whole, parts = (list(column) for column in zip(*cut, strict=True))
     reached("cut")

@@ -4,7 +4,8 @@ Four passes, each a set of independent tasks per block; only ids and sums of bor
 
 A. `link_block`: links between the instances of a block's tiles and of the ring of tiles around it; local components.
 B. `join_blocks`: components that reach over block borders become one; their class, score and rank are settled.
-C. `cut_block`: the pixels of each core, each to one feature by a total order over whole features.
+C. `cut_block`: the pixels of each core, each to one feature by a total order over whole features; a feature that one
+   tile saw as a whole comes from that tile.
 D. `rank_blocks` and `assemble_block`: emptied features are gone, indices are given by first pixel, and each feature is
    put together in the block that holds its first pixel.
 
@@ -16,13 +17,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from segworker.grid import Grid
 from segworker.stitch.cut import cut_block
 from segworker.stitch.link import join_blocks, link_block
 from segworker.stitch.parts import (
-    SCORE_ONE,
     SEAM_NAMES,
     BlockLinks,
     BorderFeatures,
@@ -30,9 +28,10 @@ from segworker.stitch.parts import (
     Features,
     Pieces,
     StitchOptions,
-    TileKey,
+    sure_tiles,
 )
 from segworker.stitch.rank import BlockRank, PieceSummary, assemble_block, rank_blocks, summarise
+from segworker.stitch.sums import SCORE_ONE, TileKey
 from segworker.types import Instances, Window
 
 __all__ = [
@@ -55,6 +54,7 @@ __all__ = [
     "stitch_linked",
     "stitch_scene",
     "summarise",
+    "sure_tiles",
 ]
 
 
@@ -65,10 +65,10 @@ def stitch_scene(tiles: Sequence[Instances], *, grid: Grid, options: StitchOptio
 
 def stitch_linked(tiles: Sequence[Instances], *, grid: Grid, options: StitchOptions) -> tuple[Features, BlockLinks]:
     """Stitch a whole scene in memory, as one block; return its features, and the links with their statistics."""
-    own = {(t.tile.row, t.tile.col): t for t in tiles}
+    own = sure_tiles({(t.tile.row, t.tile.col): t for t in tiles}, options)
     links = link_block(own, {}, grid=grid, rule=options.rule)
     border = join_blocks([links.border])[0]
-    pieces = cut_block(own, links, border, options=options)
+    pieces = cut_block(own, {}, links, border, grid=grid, options=options)
     region = Window(0, 0, grid.width, grid.height)
     rank = rank_blocks([summarise(pieces, region)], options=options)[0]
-    return assemble_block(pieces, pieces.take(np.zeros(0, np.int64)), rank, region), links
+    return assemble_block(pieces, pieces, rank, region), links

@@ -6,21 +6,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from segworker import masks
 from segworker.grid import Grid
 from segworker.jit import kernel
-from segworker.masks import I64
+from segworker.masks import I64, find_root, unite
 from segworker.seams import FORWARD, SeamRule, link
-from segworker.stitch.parts import (
-    MAX_INSTANCES,
-    NOWHERE,
-    SCORE_ONE,
-    BlockLinks,
-    BorderFeatures,
-    BorderLinks,
-    Sums,
-    TileKey,
-)
+from segworker.stitch.parts import BlockLinks, BorderFeatures, BorderLinks, Guests
+from segworker.stitch.sums import MAX_INSTANCES, SCORE_ONE, VIEW_TILE, Sums, TileKey, tile_number
 from segworker.types import Instances, Window
 
 
@@ -57,10 +48,18 @@ def link_block(
             outer.append(np.column_stack(nodes))
             outer_local.append(found.pairs[:, side] + bases[mine])
     component = _components(num_nodes, _stack(inner, 2))
-    sums = _instance_sums([own[k] for k in keys], component)
+    sums = Sums.of_instances(own, component, grid=grid)
     local = component[np.concatenate([np.zeros(0, np.int64), *outer_local]).astype(np.int64)]
-    reaching = np.unique(local)
-    border = BorderLinks(reaching, sums.take(reaching), _stack(outer, 2), np.searchsorted(reaching, local))
+    guests, guest_local = _leaving(own, component, grid)
+    reaching = np.unique(np.concatenate([local, guest_local]))
+    border = BorderLinks(
+        components=reaching,
+        sums=sums.take(reaching),
+        nodes=_stack(outer, 2),
+        place=np.searchsorted(reaching, local),
+        guests=np.stack([guests, np.searchsorted(reaching, guest_local)], axis=1),
+        ring=np.array(sorted(tile_number(grid, k) for k in ring), np.int64),
+    )
     tables = _seen_table(_stack(seen, 2)), _iou_table(_stack(ious, 2))
     return BlockLinks(component, sums, border, *tables, _missing_cores(own, ring, grid))
 
@@ -89,8 +88,33 @@ def _missing_cores(
     return tuple(grid.tile(*key).core for key in sorted(missing))
 
 
+def _leaving(own: Mapping[TileKey, Instances], component: I64, grid: Grid) -> tuple[I64, I64]:
+    """Return (nodes, local components) of the instances whose boxes reach into a neighbouring tile of another block."""
+    rows, cols = grid.shape_yx
+    nodes, local = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    base = 0
+    for row, col in sorted(own):
+        tile = own[row, col]
+        away = [
+            (y, x)
+            for y in (-1, 0, 1)
+            for x in (-1, 0, 1)
+            if 0 <= row + y < rows and 0 <= col + x < cols and (row + y, col + x) not in own
+        ]
+        if away and len(tile):
+            left, top, right, bottom = tile.boxes_xyxy.T
+            core = tile.tile.core
+            beyond_y = {-1: top < core.row_off, 0: np.True_, 1: bottom > core.row_end}
+            beyond_x = {-1: left < core.col_off, 0: np.True_, 1: right > core.col_end}
+            out = np.flatnonzero(np.logical_or.reduce([beyond_y[y] & beyond_x[x] for y, x in away]))
+            nodes.append(_nodes(grid, (row, col), out))
+            local.append(component[base + out])
+        base += len(tile)
+    return np.concatenate(nodes), np.concatenate(local)
+
+
 def _nodes(grid: Grid, key: TileKey, indices: I64) -> I64:
-    return (np.int64(key[0]) * grid.shape_yx[1] + key[1]) * MAX_INSTANCES + indices
+    return np.asarray(tile_number(grid, key) * MAX_INSTANCES + indices, np.int64)
 
 
 def _stack(parts: Sequence[I64], width: int) -> I64:
@@ -121,41 +145,16 @@ def _components(num_nodes: int, links: I64) -> I64:
 def _union(num_nodes: int, a: I64, b: I64) -> I64:
     parent = np.arange(num_nodes)
     for k in range(len(a)):
-        i, j = a[k], b[k]
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        while parent[j] != j:
-            parent[j] = parent[parent[j]]
-            j = parent[j]
-        parent[max(i, j)] = min(i, j)
+        unite(parent, a[k], b[k])
     for k in range(num_nodes):
-        i = parent[k]
-        while parent[i] != i:
-            i = parent[i]
-        parent[k] = i
+        parent[k] = find_root(parent, k)
     return parent
-
-
-def _instance_sums(tiles: Sequence[Instances], component: I64) -> Sums:
-    """Return the sums of local components over the cores of their tiles."""
-    cores = [masks.sums_in(t.runs, t.tile.core) for t in tiles]
-    area = np.concatenate([np.zeros(0, np.int64), *(c[0] for c in cores)])
-    scores = np.concatenate([np.zeros(0), *(t.scores for t in tiles)])
-    first = np.concatenate([np.zeros((0, 2), np.int64), *(c[1] for c in cores)])
-    first[area == 0] = NOWHERE
-    class_ids = np.concatenate([np.zeros(0, np.int64), *(t.class_ids for t in tiles)]).astype(np.int64)
-    nodes = np.arange(len(area))
-    single = Sums(
-        area, area * np.rint(scores * SCORE_ONE).astype(np.int64), first, np.column_stack([nodes, class_ids, area])
-    )
-    return Sums.merge(single, component, int(component.max()) + 1 if len(component) else 0)
 
 
 def join_blocks(blocks: Sequence[BorderLinks]) -> list[BorderFeatures]:
     """Join the components of all blocks of a scene over block borders.
 
-    Only components with a link over a border come here; memory and time grow with their number.
+    Only components with a link or a box over a border come here; memory and time grow with their number.
     """
     bases = np.cumsum([0, *(len(b.components) for b in blocks)])
     linked = _stack([b.nodes for b in blocks], 2)
@@ -168,4 +167,15 @@ def join_blocks(blocks: Sequence[BorderLinks]) -> list[BorderFeatures]:
     num_features = int(feature.max()) + 1 if len(feature) else 0
     settled = Sums.merge(Sums.concatenate([b.sums for b in blocks]), feature, num_features).settle()
     split = np.split(feature, bases[1:-1])
-    return [BorderFeatures(b.components, f, settled.take(f)) for b, f in zip(blocks, split, strict=True)]
+    everyone = _stack([b.guests + np.array([0, base]) for base, b in zip(bases, blocks, strict=False)], 2)
+    everyone = everyone[np.argsort(everyone[:, 0])]
+    result = []
+    for block, own in zip(blocks, split, strict=True):
+        begins, ends = (np.searchsorted(everyone[:, 0], (block.ring + k) * MAX_INSTANCES) for k in (0, 1))
+        counts = ends - begins
+        here = everyone[np.repeat(begins - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())]
+        of_guest = feature[here[:, 1]]
+        viewing = settled.table[of_guest, VIEW_TILE] == here[:, 0] // MAX_INSTANCES
+        guests = Guests(here[viewing, 0], of_guest[viewing], settled.take(of_guest[viewing]))
+        result.append(BorderFeatures(block.components, own, settled.take(own), guests))
+    return result

@@ -1,26 +1,19 @@
-"""What the passes hand to each other: sums of components, pieces of features, features."""
+"""What the passes hand to each other, and the options that they share."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from segworker.grid import Grid
 from segworker.masks import I64
 from segworker.seams import SeamRule
-from segworker.types import Runs, Window
+from segworker.stitch.sums import MAX_INSTANCES, SCORE_ONE, Settled, Sums, TileKey
+from segworker.types import Instances, Runs, Window
 
-SCORE_ONE = 1 << 20
-"Scores are summed as integers of this many parts."
-MAX_INSTANCES = 1 << 20
-"Instances a tile can hold: a node is tile index times this plus the instance's index."
-
-TileKey: TypeAlias = tuple[int, int]
-NOWHERE = 2**31 - 1
-"Row and column of the first pixel of a component without pixels."
 SEAM_NONE, SEAM_MERGED, SEAM_CUT, SEAM_MISSING = 0, 1, 2, 3
 SEAM_NAMES = ("none", "merged", "cut", "missing")
 
@@ -33,6 +26,7 @@ class StitchOptions:
     exclusive: bool = True
     "A pixel belongs to one feature at most."
     min_score: float = 0.0
+    "Of instances, and of features."
     class_min_score: tuple[tuple[int, float], ...] = ()
     "Pairs (class id, least score), over `min_score`."
     class_ids: tuple[int, ...] | None = None
@@ -41,98 +35,13 @@ class StitchOptions:
     "Grid pixels."
     max_area_px: float = float("inf")
     "Grid pixels."
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Sums:
-    """What is known of N components, as sums and extremes that add up in any order."""
-
-    area: I64
-    "(N,) core pixels before exclusivity."
-    score: I64
-    "(N,) area times score in 1 / SCORE_ONE."
-    first_yx: I64
-    "(N, 2) first pixel in row order; the largest int32 where there is none."
-    classes: I64
-    "(K, 3) component, class id, area of the members that voted for it."
-
-    @classmethod
-    def merge(cls, parts: Sums, groups: I64, num_groups: int) -> Sums:
-        """Return the sums of groups of components."""
-        area, score = np.zeros(num_groups, np.int64), np.zeros(num_groups, np.int64)
-        np.add.at(area, groups, parts.area)
-        np.add.at(score, groups, parts.score)
-        key = np.full(num_groups, _key(np.array([[NOWHERE, NOWHERE]]))[0])
-        np.minimum.at(key, groups, _key(parts.first_yx))
-        classes = parts.classes.copy()
-        classes[:, 0] = groups[classes[:, 0]]
-        return cls(area, score, _unkey(key), _add_classes(classes))
-
-    def take(self, components: I64) -> Sums:
-        """Return the sums of some components; `components` is sorted."""
-        rows = self.classes[np.isin(self.classes[:, 0], components)].copy()
-        rows[:, 0] = np.searchsorted(components, rows[:, 0])
-        return Sums(self.area[components], self.score[components], self.first_yx[components], rows)
-
-    @classmethod
-    def concatenate(cls, parts: Sequence[Sums]) -> Sums:
-        """Return all sums, one after the other."""
-        bases = np.cumsum([0, *(len(p.area) for p in parts)])
-        rows = [p.classes + np.array([base, 0, 0]) for base, p in zip(bases, parts, strict=False)]
-        return cls(
-            np.concatenate([p.area for p in parts]),
-            np.concatenate([p.score for p in parts]),
-            np.concatenate([p.first_yx for p in parts]),
-            np.concatenate([np.zeros((0, 3), np.int64), *rows]),
-        )
-
-    def settle(self) -> Settled:
-        """Return class and score of each component: the class with most area, ties to the lowest id."""
-        order = np.lexsort((self.classes[:, 1], -self.classes[:, 2], self.classes[:, 0]))
-        lead = self.classes[order]
-        keep = np.ones(len(lead), np.bool_)
-        keep[1:] = lead[1:, 0] != lead[:-1, 0]
-        class_ids = np.zeros(len(self.area), np.int64)
-        class_ids[lead[keep, 0]] = lead[keep, 1]
-        return Settled(class_ids, self.score // np.maximum(self.area, 1), self.area, self.first_yx)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Settled:
-    """What decides the total order of N features."""
-
-    class_ids: I64
-    score: I64
-    "(N,) in 1 / SCORE_ONE."
-    area: I64
-    first_yx: I64
-
-    def priority(self) -> I64:
-        """Return each feature's rank: higher score, then larger, then earlier first pixel, then class. 0 wins."""
-        y, x = self.first_yx[:, 0], self.first_yx[:, 1]
-        order = np.lexsort((self.class_ids, x, y, -self.area, -self.score))
-        rank = np.empty(len(order), np.int64)
-        rank[order] = np.arange(len(order))
-        return rank
-
-    def take(self, indices: I64) -> Settled:
-        """Return the features at `indices`."""
-        return Settled(self.class_ids[indices], self.score[indices], self.area[indices], self.first_yx[indices])
-
-    def kept(self, options: StitchOptions) -> NDArray[np.bool_]:
-        """Return which features pass the score and class filters."""
-        least = np.full(len(self.score), options.min_score)
-        for class_id, score in options.class_min_score:
-            least[self.class_ids == class_id] = score
-        keep = (self.score >= np.floor(least * SCORE_ONE)) & (self.area > 0)
-        if options.class_ids is not None:
-            keep &= np.isin(self.class_ids, options.class_ids)
-        return np.asarray(keep)
+    min_kept_share: float = 0.5
+    "A feature that loses more of its pixels to others, where each has one owner, is dropped."
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BorderLinks:
-    """The part of pass A's result that leaves the block: its components that reach over the block's border."""
+    """The part of pass A's result that leaves the block: its components that may reach over the block's border."""
 
     components: I64
     "(B,) local components, sorted."
@@ -142,6 +51,10 @@ class BorderLinks:
     "(L, 2) linked nodes: own, foreign."
     place: I64
     "(L,) the own node's component, as a position in `components`."
+    guests: I64
+    "(G, 2) own nodes whose boxes reach into tiles around the block, sorted; their component, as a position."
+    ring: I64
+    "Numbers of the tiles around the block that were read."
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -162,6 +75,23 @@ class BlockLinks:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Guests:
+    """Instances of the tiles around a block whose boxes reach over its border."""
+
+    nodes: I64
+    "(G,) sorted."
+    features: I64
+    "(G,) as in `BorderFeatures`."
+    settled: Settled
+    "(G,) of the whole features."
+
+    def tile_keys(self, grid: Grid) -> list[TileKey]:
+        """Return the tiles that the instances are of."""
+        rows, cols = np.divmod(np.unique(self.nodes // MAX_INSTANCES), grid.shape_yx[1])
+        return list(zip(rows.tolist(), cols.tolist(), strict=True))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class BorderFeatures:
     """Pass B's result for one block: what became of its components that reach over its border."""
 
@@ -171,6 +101,7 @@ class BorderFeatures:
     "(B,) their feature, numbered over the whole scene."
     settled: Settled
     "(B,) of the whole features."
+    guests: Guests
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -180,6 +111,8 @@ class Pieces:
     class_ids: I64
     scores: NDArray[np.float32]
     runs: Runs
+    claimed_px: I64
+    "(N,) pixels that it would have without the others."
     num_tiles: I64
     "(N,) tiles whose cores gave pixels."
     seam: NDArray[np.uint8]
@@ -196,6 +129,7 @@ class Pieces:
             self.class_ids[indices],
             self.scores[indices],
             self.runs.take(indices),
+            self.claimed_px[indices],
             self.num_tiles[indices],
             self.seam[indices],
             self.features[indices],
@@ -208,6 +142,7 @@ class Pieces:
             np.concatenate([p.class_ids for p in parts]),
             np.concatenate([p.scores for p in parts]),
             Runs.concatenate([p.runs for p in parts]),
+            np.concatenate([p.claimed_px for p in parts]),
             np.concatenate([p.num_tiles for p in parts]),
             np.concatenate([p.seam for p in parts]),
             np.concatenate([p.features for p in parts]),
@@ -226,24 +161,35 @@ class Features:
         return len(self.index)
 
 
-def _key(first_yx: I64) -> I64:
-    return (first_yx[:, 0].astype(np.int64) << 32) + first_yx[:, 1]
+def sure_tiles(tiles: Mapping[TileKey, Instances], options: StitchOptions) -> dict[TileKey, Instances]:
+    """Return the tiles without the instances that score too little: those neither vote nor give pixels.
+
+    Every pass must see the same tiles. Where faint instances took part, they pulled features below the threshold.
+    """
+    kept = {}
+    for key, tile in tiles.items():
+        scores = np.rint(tile.scores * float(SCORE_ONE)).astype(np.int64)
+        sure = _score_passes(tile.class_ids, scores, options)
+        kept[key] = tile if sure.all() else tile.take(np.flatnonzero(sure))
+    return kept
 
 
-def _unkey(key: I64) -> I64:
-    return np.column_stack([key >> 32, key & 0xFFFFFFFF]).astype(np.int64)
+def passes(settled: Settled, options: StitchOptions) -> NDArray[np.bool_]:
+    """Return which features pass the score and class filters."""
+    keep = _score_passes(settled.class_ids, settled.score, options)
+    if options.class_ids is not None:
+        keep &= np.isin(settled.class_ids, options.class_ids)
+    return keep
 
 
-def _add_classes(rows: I64) -> I64:
-    """Sum the areas of equal (component, class) rows."""
-    classes, index = np.unique(rows[:, 1], return_inverse=True)
-    keys, inverse = np.unique(rows[:, 0] * max(1, len(classes)) + index.ravel(), return_inverse=True)
-    areas = np.zeros(len(keys), np.int64)
-    np.add.at(areas, inverse.ravel(), rows[:, 2])
-    component, class_index = np.divmod(keys, max(1, len(classes)))
-    return np.column_stack([component, classes[class_index] if len(keys) else component, areas]).astype(np.int64)
+def _score_passes(class_ids: NDArray[np.integer], scores: I64, options: StitchOptions) -> NDArray[np.bool_]:
+    least = np.full(len(scores), options.min_score)
+    for class_id, score in options.class_min_score:
+        least[class_ids == class_id] = score
+    return np.asarray(scores >= np.floor(least * SCORE_ONE))
 
 
-def area_kept(area: I64, options: StitchOptions) -> NDArray[np.bool_]:
-    """Return which features have pixels, and as many as the area limits ask."""
-    return np.asarray((area > 0) & (area >= options.min_area_px) & (area <= options.max_area_px))
+def area_kept(area: I64, claimed: I64, options: StitchOptions) -> NDArray[np.bool_]:
+    """Return which features have pixels, as many as the area limits ask, and enough of those that they claimed."""
+    kept = (area > 0) & (area >= options.min_kept_share * claimed)
+    return np.asarray(kept & (area >= options.min_area_px) & (area <= options.max_area_px))

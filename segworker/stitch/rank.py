@@ -9,8 +9,20 @@ import numpy as np
 
 from segworker import masks
 from segworker.masks import I64
-from segworker.stitch.parts import SEAM_MERGED, SEAM_MISSING, SEAM_NONE, Features, Pieces, StitchOptions, area_kept
+from segworker.stitch.parts import (
+    SEAM_CUT,
+    SEAM_MERGED,
+    SEAM_MISSING,
+    SEAM_NONE,
+    Features,
+    Pieces,
+    StitchOptions,
+    area_kept,
+)
 from segworker.types import Window
+
+EMPTY = 2**31 - 1
+"Row and column of the first pixel of a part that others took all pixels of."
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,7 +34,7 @@ class PieceSummary:
     rows: I64
     "(height of the region,) whole features whose first pixel lies in each row."
     parts: I64
-    "(P, 4) of border parts: feature, area, first pixel's row and column."
+    "(P, 5) of border parts: feature, area, first pixel's row and column (past every other where empty), claimed area."
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,7 +54,8 @@ def summarise(pieces: Pieces, region: Window) -> PieceSummary:
     first = masks.first_pixels_yx(pieces.runs).astype(np.int64)
     whole = pieces.features < 0
     rows = np.bincount(first[whole, 0] - region.row_off, minlength=region.height).astype(np.int64)
-    parts = np.column_stack([pieces.features, masks.areas_px(pieces.runs), first])[~whole]
+    first[first < 0] = EMPTY
+    parts = np.column_stack([pieces.features, masks.areas_px(pieces.runs), first, pieces.claimed_px])[~whole]
     return PieceSummary(region, rows, parts.astype(np.int64))
 
 
@@ -82,19 +95,19 @@ def _home_blocks(
 ) -> tuple[dict[int, int], dict[int, tuple[int, ...]], dict[int, int]]:
     """Return for each kept border feature its home block, the blocks with parts of it, and its first row."""
     table = np.concatenate(
-        [np.zeros((0, 5), np.int64)]
+        [np.zeros((0, 6), np.int64)]
         + [np.column_stack([s.parts, np.full(len(s.parts), b)]) for b, s in enumerate(summaries)]
     )
     table = table[np.lexsort((table[:, 3], table[:, 2], table[:, 0]))]
     features, begins = np.unique(table[:, 0], return_index=True)
     home, sources, rows = {}, {}, {}
     if len(features):
-        kept = area_kept(np.add.reduceat(table[:, 1], begins), options)
+        kept = area_kept(np.add.reduceat(table[:, 1], begins), np.add.reduceat(table[:, 4], begins), options)
         ends = np.append(begins[1:], len(table))
         for feature, begin, end in zip(features[kept].tolist(), begins[kept], ends[kept], strict=True):
-            home[feature] = int(table[begin, 4])
+            home[feature] = int(table[begin, 5])
             rows[feature] = int(table[begin, 2])
-            sources[feature] = tuple(sorted(table[begin:end, 4].tolist()))
+            sources[feature] = tuple(sorted(table[begin:end, 5].tolist()))
     return home, sources, rows
 
 
@@ -112,11 +125,20 @@ def assemble_block(pieces: Pieces, parts: Pieces, rank: BlockRank, region: Windo
     merged = _merge_parts(parts, rank.home)
     every = Pieces.concatenate([whole, merged])
     first = masks.first_pixels_yx(every.runs).astype(np.int64)
-    order = np.lexsort((masks.areas_px(every.runs), every.class_ids, first[:, 1], first[:, 0]))
+    order = _place_order(every, (first[:, 0] << 32) + first[:, 1])
     rows = first[order, 0] - region.row_off
     _, begins, counts = np.unique(rows, return_index=True, return_counts=True)
     within = np.arange(len(rows)) - np.repeat(begins, counts)
     return Features(rank.row_index[rows] + within, every.take(order))
+
+
+def _place_order(pieces: Pieces, place: I64) -> I64:
+    """Return the order by first pixel, then (of features that may overlap) class, area, score and shape."""
+    order = np.argsort(place, kind="stable")
+    if (np.diff(place[order]) > 0).all():
+        return order
+    prints, areas = masks.fingerprints(pieces.runs), masks.areas_px(pieces.runs)
+    return np.lexsort((prints, -pieces.scores, areas, pieces.class_ids, place))
 
 
 def _merge_parts(parts: Pieces, home: I64) -> Pieces:
@@ -125,8 +147,11 @@ def _merge_parts(parts: Pieces, home: I64) -> Pieces:
     leader = np.zeros(len(home), np.int64)
     leader[group[::-1]] = np.arange(len(parts))[::-1]
     num_tiles = np.bincount(group, weights=parts.num_tiles, minlength=len(home)).astype(np.int64)
-    seam = np.where(num_tiles > 1, SEAM_MERGED, parts.seam[leader] if len(parts) else SEAM_NONE).astype(np.uint8)
+    cut = np.zeros(len(home), np.bool_)
+    np.logical_or.at(cut, group, parts.seam == SEAM_CUT)
+    seam = np.where(num_tiles > 1, SEAM_MERGED, np.where(cut, SEAM_CUT, SEAM_NONE)).astype(np.uint8)
     seam[group[parts.seam == SEAM_MISSING]] = SEAM_MISSING
+    claimed = np.bincount(group, weights=parts.claimed_px, minlength=len(home)).astype(np.int64)
     return Pieces(
-        parts.class_ids[leader], parts.scores[leader], runs, num_tiles, seam, np.full(len(home), -1, np.int64)
+        parts.class_ids[leader], parts.scores[leader], runs, claimed, num_tiles, seam, np.full(len(home), -1, np.int64)
     )

@@ -51,6 +51,17 @@ def split_objects(scene: TruthScene, *, share: float, seed: int, gap_px: int = 3
     return replace(scene, labels_HW=labels)
 
 
+def as_partition(scene: TruthScene) -> TruthScene:
+    """Return a panoptic scene with each connected part of the ground as an object: no pixel is without one."""
+    if scene.stuff_HW is None:
+        raise ValueError(f"only scenes with ground can be partitions, got kind {scene.kind!r}")
+    ground = label_components(np.where(scene.labels_HW == 0, scene.stuff_HW, 0))
+    labels = np.where(ground > 0, ground + scene.num_objects, scene.labels_HW).astype(np.int32)
+    _, first = np.unique(ground, return_index=True)
+    classes = scene.stuff_HW.ravel()[first[ground.ravel()[first] > 0]]
+    return replace(scene, labels_HW=labels, class_ids=np.concatenate([scene.class_ids, classes]).astype(np.int32))
+
+
 def nuclei(shape_yx: tuple[int, int], rng: np.random.Generator) -> TruthScene:
     """Dense nuclei of 10-40 px, most of them touching a neighbour."""
     canvas = Canvas(shape_yx)

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from segworker import metrics, synthetic
 from segworker.grid import Grid
 from segworker.synthetic.noise import SeenTile, noisy_tiles, oracle_pairs, perfect_tiles
-from segworker.synthetic.scenes import make_scene
+from segworker.synthetic.scenes import as_partition, make_scene
 from segworker.synthetic.truth import TruthScene
 from segworker.types import Instances, Runs
 
-KINDS = ("nuclei", "aerial", "fields", "roads")
+KINDS = ("nuclei", "aerial", "fields", "roads", "panoptic")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,6 +72,7 @@ def make_case(kind: str, seed: int, *, tile: int = 512, overlap: int = 64, size:
     if path.exists():
         return pickle.loads(path.read_bytes())
     scene = make_scene(kind, size, seed)
+    scene = as_partition(scene) if kind == "panoptic" else scene
     grid = Grid("scene", size, size, tile, overlap)
     case = Case(scene, grid, perfect_tiles(scene, grid), noisy_tiles(scene, grid))
     path.parent.mkdir(exist_ok=True)

@@ -19,15 +19,26 @@ PERIOD_TILES = 3
 "The scene repeats after this many tiles: those are drawn, the others are moved copies of them."
 
 
+class DenseScene:
+    """Tiles 512/64 with about `num` instances in all, made when they are asked for."""
+
+    def __init__(self, num: int, *, noisy: bool = False, seed: int = 0) -> None:
+        per_tile = 0.94 * (TILE_PX / CELL_PX + 1) ** 2
+        side = max(1, round(math.sqrt(num / per_tile)))
+        rows, cols = max(1, round(num / per_tile / side)), side
+        step = TILE_PX - OVERLAP_PX
+        self.grid = Grid("dense", cols * step + OVERLAP_PX, rows * step + OVERLAP_PX, TILE_PX, OVERLAP_PX)
+        self._base = _base_tiles(noisy, seed)
+
+    def tile(self, row: int, col: int) -> Instances:
+        """Return one tile's instances."""
+        return _copy(self._base[row % PERIOD_TILES][col % PERIOD_TILES], self.grid.tile(row, col), self.grid)
+
+
 def dense_instances(num: int, *, noisy: bool = False, seed: int = 0) -> tuple[Grid, list[Instances]]:
     """Return a grid of 512/64 tiles and their instances, about `num` of them in all, in row order of tiles."""
-    per_tile = 0.94 * (TILE_PX / CELL_PX + 1) ** 2
-    side = max(1, round(math.sqrt(num / per_tile)))
-    rows, cols = max(1, round(num / per_tile / side)), side
-    step = TILE_PX - OVERLAP_PX
-    grid = Grid("dense", cols * step + OVERLAP_PX, rows * step + OVERLAP_PX, TILE_PX, OVERLAP_PX)
-    base = _base_tiles(noisy, seed)
-    return grid, [_copy(base[t.row % PERIOD_TILES][t.col % PERIOD_TILES], t, grid) for t in grid.tiles()]
+    scene = DenseScene(num, noisy=noisy, seed=seed)
+    return scene.grid, [scene.tile(t.row, t.col) for t in scene.grid.tiles()]
 
 
 def _base_tiles(noisy: bool, seed: int) -> list[list[Instances]]:

@@ -1,6 +1,6 @@
 """Adapters to public packages, called on the same tile results where they are installed.
 
-    uv pip install sahi supervision cellpose dask distributed dask-image zarr dask-jobqueue imagecodecs tifffile
+    uv run --extra bench python tests/benchmarks/stitch.py
 
 sahi-nmm, sahi-nms   greedy merging and suppression of SAHI's sliced inference with its defaults (IoS 0.5)
 supervision          `Detections.with_nmm` by IoS 0.5 on compact masks, as `InferenceSlicer` calls it

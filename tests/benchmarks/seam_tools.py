@@ -56,7 +56,7 @@ def oracle(seen: Sequence[SeenTile], options: stitch.StitchOptions | None = None
 
     def link(a: Instances, b: Instances, **_thresholds: object) -> Links:
         pairs = pairs_of(a, b)
-        return Links(pairs, np.zeros((0, 2), np.int64), np.ones(len(pairs)))
+        return Links(pairs, np.ones(len(pairs)), np.zeros((0, 2), np.int64))
 
     def run_linked(tiles: Sequence[Instances], grid: Grid) -> Stitched:
         with patch.object(linking, "link", link):

@@ -2,15 +2,14 @@
 
     python tests/benchmarks/stitch.py [--kinds nuclei,aerial,fields,roads] [--seeds 5] [--tile 512 --overlap 64]
         [--tools ours,oracle,none,union,nms,nmm,ownership,core-join,sahi-nmm,supervision,cellpose-mended]
-        [--instances 149000]
+        [--instances 149000] [--no-real] [--growth 10000,100000,1000000]
 
-        [--growth 10000,100000,1000000]
-
-The first table has the panoptic quality with perfect and with noisy tile results (means over the seeds), and the counts
-of faults with the noisy ones (sums over the seeds). The second has the speed and the peak memory on dense nuclei, in
-CPU seconds of one process, so that other work on the machine does not count. `--growth` adds our own speed at several
-numbers of instances. Each tool runs in a process of its own with a time limit. `evaluate_rule` does the first part for
-any function.
+The first table has the panoptic quality with perfect and with noisy tile results (means over the seeds), the counts of
+faults with the noisy ones (sums over the seeds), speed and memory. The second has a real network on real images, see
+`seam_real`. The third has the speed and the peak memory on dense nuclei, in CPU seconds of one process, so that other
+work on the machine counts less. `--growth` adds our own speed at several numbers of instances. Each tool runs in a
+process of its own with a time limit. `evaluate_rule` does the first part for any function. Public packages come with
+the extra `bench`: uv run --extra bench python tests/benchmarks/stitch.py
 """
 
 from __future__ import annotations
@@ -28,9 +27,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from seam_blocks import stitch_dense
 from seam_cases import KINDS, Case, Score, Stitched, Tool, make_case, score
 from seam_dense import count, dense_instances
 from seam_public import PUBLIC_TOOLS, PublicTool
+from seam_real import RealCase, RealScore, data_folder, real_cases, real_score
 from seam_tools import TOOLS, oracle, ours
 
 from segworker.grid import Grid
@@ -56,8 +57,10 @@ class Row:
     num_objects: int
     perfect_faults: int
     "Cut, merged and duplicates with perfect tile results."
-    seconds: float
-    "For the noisy results."
+    rate: float
+    "Noisy instances in a CPU second."
+    peak_mb: float
+    "Growth of the process's memory; 0 where it was not measured."
 
 
 def evaluate_rule(
@@ -99,29 +102,41 @@ def as_stitched(result: Any) -> Stitched:
     return Stitched(result if isinstance(result, Runs) else result.pieces.runs)
 
 
-def _both(tool: Callable[[Sequence[Instances], Grid], Any] | None, case: Case) -> tuple[Score, Score, float]:
+@dataclass(frozen=True, slots=True)
+class Both:
+    """How a tool did on one scene."""
+
+    perfect: Score
+    noisy: Score
+    seconds: float
+    "CPU seconds for the noisy results."
+    instances: int
+
+
+def _both(tool: Callable[[Sequence[Instances], Grid], Any] | None, case: Case) -> Both:
     """Return the scores with perfect and noisy tile results; None is the oracle."""
     scores = []
     for seen in (case.perfect, case.noisy):
         run = tool or oracle(seen)
-        begin = time.perf_counter()
+        begin = time.process_time()
         result = as_stitched(run([s.instances for s in seen], case.grid))
-        seconds = time.perf_counter() - begin
+        seconds = time.process_time() - begin
         scores.append(score(case, seen, result))
-    return scores[0], scores[1], seconds
+    return Both(scores[0], scores[1], seconds, count([s.instances for s in case.noisy]))
 
 
-def _row(tool: str, kind: str, results: list[tuple[Score, Score, float]]) -> Row:
-    noisy = [r[1] for r in results]
+def _row(tool: str, kind: str, results: Sequence[Both], peak_mb: float = 0.0) -> Row:
+    noisy = [r.noisy for r in results]
     return Row(
         tool,
         kind,
-        float(np.mean([r[0].pq for r in results])),
+        float(np.mean([r.perfect.pq for r in results])),
         float(np.mean([n.pq for n in noisy])),
         *(sum(getattr(n, name) for n in noisy) for name in ("cut", "merged", "duplicates", "missed", "false", "welds")),
         num_objects=sum(n.num_objects for n in noisy),
-        perfect_faults=sum(r[0].cut + r[0].merged + r[0].duplicates for r in results),
-        seconds=sum(r[2] for r in results),
+        perfect_faults=sum(r.perfect.cut + r.perfect.merged + r.perfect.duplicates for r in results),
+        rate=sum(r.instances for r in results) / max(1e-9, sum(r.seconds for r in results)),
+        peak_mb=peak_mb,
     )
 
 
@@ -132,15 +147,14 @@ def print_quality(rows: Sequence[Row], *, header: bool = True) -> None:
     for r in rows:
         welds = f"{r.welds} ({r.welds / max(1, r.num_objects):.2%})"
         counts = f"{r.cut} | {r.merged} | {r.duplicates} | {r.missed} | {r.false} | {welds} | {r.perfect_faults}"
-        print(
-            f"| {r.kind} | {r.tool} | {r.pq_perfect:.4f} | {r.pq_noisy:.4f} | {counts} | {r.seconds:.2f} |", flush=True
-        )
+        cost = f"{r.rate:,.0f} | {r.peak_mb:,.0f}"
+        print(f"| {r.kind} | {r.tool} | {r.pq_perfect:.4f} | {r.pq_noisy:.4f} | {counts} | {cost} |", flush=True)
 
 
 def print_header() -> None:
     """Print the head of the first table."""
     counts = ["cut", "merged", "dupl.", "missed", "false", "wrong welds", "faults perfect"]
-    names = ["kind", "tool", "PQ perfect", "PQ noisy", *counts, "s"]
+    names = ["kind", "tool", "PQ perfect", "PQ noisy", *counts, "instances/s", "peak MB"]
     print("| " + " | ".join(names) + " |")
     print("|---" * len(names) + "|")
 
@@ -191,18 +205,43 @@ def quality_part(
     print_header()
     for kind in kinds:
         for name in tools:
-            results, trouble = [], None
+            results, trouble, peaks = [], None, [0.0]
             for seed in seeds:
                 case = make_case(kind, seed, tile=arguments.tile, overlap=arguments.overlap, size=arguments.size)
-                result, _ = in_own_process(lambda n=name, c=case: _both(_tool(n), c), limit_s=arguments.limit)
+                result, peak = in_own_process(lambda n=name, c=case: _both(_tool(n), c), limit_s=arguments.limit)
                 if isinstance(result, str):
                     trouble = result
                     break
                 results.append(result)
+                peaks.append(peak)
             if trouble:
-                print(f"| {kind} | {name} | {trouble} |" + " |" * 9, flush=True)
+                print(f"| {kind} | {name} | {trouble} |" + " |" * 10, flush=True)
             else:
-                print_quality([_row(name, kind, results)], header=False)
+                print_quality([_row(name, kind, results, max(peaks))], header=False)
+
+
+def real_part(tools: Sequence[str], limit_s: float) -> None:
+    """Print how tiles through the bundled network agree with the same network on whole images, and with the truth."""
+    folder = data_folder()
+    if folder is None:
+        print("\nThe part with a real network is left out: ../shared/data/microscopy/dsb2018 is not on this machine")
+        return
+    for tile, overlap in ((192, 48), (256, 64)):
+        cases = real_cases(tile, overlap, folder=folder)
+        whole = real_score(cases, [c.whole for c in cases])
+        num = sum(len(c.whole) for c in cases)
+        print(f"\n{len(cases)} images, {num} nuclei in them as wholes, tiles {tile}/{overlap}\n")
+        print("| tool | PQ with whole images | PQ with the truth |\n|---|---|---|")
+        print(f"| whole images | 1 | {whole.truth:.4f} |")
+        for name in tools:
+
+            def run(name: str = name, cases: Sequence[RealCase] = cases) -> RealScore:
+                stitched = [as_stitched((_tool(name) or oracle(c.seen))(c.tiles, c.grid)) for c in cases]
+                return real_score(cases, [s.runs for s in stitched])
+
+            result, _ = in_own_process(run, limit_s=limit_s)
+            told = result if isinstance(result, str) else f"{result.agreement:.4f} | {result.truth:.4f}"
+            print(f"| {name} | {told} |", flush=True)
 
 
 def speed_part(tools: Sequence[str], num: int, limit_s: float) -> None:
@@ -233,23 +272,21 @@ def speed_part(tools: Sequence[str], num: int, limit_s: float) -> None:
 
 
 def growth_part(sizes: Sequence[int], limit_s: float) -> None:
-    """Print our speed at several numbers of instances, and the exponent of growth from the first to the last."""
-    print("\n| dense nuclei | CPU s | instances/s | peak MB |\n|---|---|---|---|")
+    """Print our cost at several numbers of instances, in blocks, and the exponent of growth over them."""
+    print("\n| dense nuclei, in blocks | features | CPU s | link | join | cut | assemble | instances/s | peak MB |")
+    print("|---" * 9 + "|")
     points = []
+    stitch_dense(1000)
     for size in sizes:
-        grid, tiles = dense_instances(size)
-        n = count(tiles)
-
-        def best(tiles: Sequence[Instances] = tiles, grid: Grid = grid) -> float:
-            ours()(tiles[:1], grid)
-            return _best_of_two(lambda: ours()(tiles, grid))
-
-        result, peak = in_own_process(best, limit_s=limit_s)
+        result, peak = in_own_process(lambda n=size: stitch_dense(n), limit_s=limit_s)
         if isinstance(result, str):
-            print(f"| {n} | {result} | | |", flush=True)
-        else:
-            print(f"| {n} | {result:.2f} | {n / result:,.0f} | {peak:,.0f} |", flush=True)
-            points.append((n, result))
+            print(f"| {size} | {result} |" + " |" * 7, flush=True)
+            continue
+        passes = " | ".join(f"{s:.2f}" for s in (result.link_s, result.join_s, result.cut_s, result.assemble_s))
+        rate = result.instances / result.total_s
+        told = f"{result.instances} | {result.features} | {result.total_s:.2f} | {passes} | {rate:,.0f} | {peak:,.0f}"
+        print(f"| {told} |", flush=True)
+        points.append((result.instances, result.total_s))
     if len(points) > 1:
         (n0, s0), (n1, s1) = points[0], points[-1]
         print(f"\ngrowth exponent {np.log(s1 / s0) / np.log(n1 / n0):.3f}")
@@ -275,6 +312,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=2048, help="side of the scenes in px")
     parser.add_argument("--tools", default=",".join(DEFAULT_TOOLS))
     parser.add_argument("--instances", type=int, default=149_000, help="for the speed part; 0 leaves it out")
+    parser.add_argument("--real", action=argparse.BooleanOptionalAction, default=True, help="the real network's part")
     parser.add_argument("--growth", default="", help="numbers of instances, e.g. 10000,100000,1000000")
     parser.add_argument("--limit", type=float, default=120.0, help="seconds for one tool on one scene")
     arguments = parser.parse_args()
@@ -293,10 +331,12 @@ def main() -> None:
     kinds = [k for k in arguments.kinds.split(",") if k]
     if kinds and arguments.seeds:
         quality_part(tools, kinds, seeds, arguments)
+    if arguments.real:
+        real_part(tools, arguments.limit)
     if arguments.instances:
         speed_part(tools, arguments.instances, arguments.limit)
     if arguments.growth:
-        growth_part([int(n) for n in arguments.growth.split(",")], arguments.limit)
+        growth_part([int(n) for n in arguments.growth.split(",")], max(arguments.limit, 3600))
 
 
 if __name__ == "__main__":

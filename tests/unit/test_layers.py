@@ -15,7 +15,20 @@ MAX_LINES = 400
 # The first part of a module's name behind `segworker.`; the longest match counts.
 LAYERS = {
     0: ("errors", "types", "schema", "jit", "killpoints", "config", "config_values", "config_load", "config_flags"),
-    1: ("grid", "blocks", "geo", "geodesy", "masks", "decode", "polygons", "seams", "stitch", "panoptic", "metrics"),
+    1: (
+        "grid",
+        "blocks",
+        "geo",
+        "geodesy",
+        "masks",
+        "decode",
+        "polygons",
+        "fragments",
+        "seams",
+        "stitch",
+        "panoptic",
+        "metrics",
+    ),
     2: ("io", "sources"),
     3: ("models",),
     4: ("train", "evaluate", "report", "query", "synthetic"),

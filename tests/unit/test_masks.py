@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from segworker import masks
+from segworker.stitch.exclusive import exclusive_runs
 from segworker.types import Runs, Window
 from tests.strategies import label_images, mask_lists, windows
 
@@ -148,7 +149,8 @@ def fields_of(runs: Runs) -> tuple[np.ndarray, ...]:
 def test_exclusive_pixels_go_to_the_group_with_the_lowest_value(stack: np.ndarray, random, window: Window) -> None:
     groups = np.array([random.randrange(4) for _ in stack], np.int64)
     priority = np.array(random.sample(range(100), 4), np.int64)
-    exclusive = masks.exclusive_runs(runs_of(stack), groups=groups, priority=priority, window=window)
+    keys = np.stack([priority // 10, priority % 10], axis=1)
+    exclusive, claimed = exclusive_runs(runs_of(stack), groups=groups, keys=keys, window=window)
     check_order(exclusive)
     whole = Window(0, 0, 20, 20)
     best = np.full(whole.shape_yx, 1000)
@@ -157,6 +159,10 @@ def test_exclusive_pixels_go_to_the_group_with_the_lowest_value(stack: np.ndarra
     inside = np.zeros(whole.shape_yx, bool)
     inside[window.slices_in(whole)] = True
     assert np.array_equal(images_of(exclusive, whole), (best == priority[:, None, None]) & inside)
+    unions = [np.zeros(whole.shape_yx, bool) for _ in priority]
+    for group, mask in zip(groups, stack, strict=True):
+        unions[group][:9, :9] |= mask
+    assert claimed.tolist() == [(u & inside).sum() for u in unions]
 
 
 @few
@@ -189,7 +195,7 @@ def test_no_masks_and_empty_masks() -> None:
         assert masks.coordinate_sums_xy2(runs).shape == (count, 2)
         assert len(masks.clip_runs(runs, window)) == count
         every = np.arange(count)
-        assert len(masks.exclusive_runs(runs, groups=every, priority=every, window=window)) == count
+        assert len(exclusive_runs(runs, groups=every, keys=every[:, None], window=window)[0]) == count
         assert masks.sums_in(runs, window)[1].tolist() == [[-1, -1]] * count
         assert len(masks.merge_runs(runs, np.zeros(count, np.int64), 2)) == 2
         assert not masks.labels_from_runs(runs, window=window).any()

@@ -41,7 +41,9 @@ def features_of(*found: np.ndarray, class_ids=None, seam=0) -> Features:
     n = len(found)
     classes = np.ones(n, np.int64) if class_ids is None else np.array(class_ids, np.int64)
     scores = np.linspace(0.5, 0.9, n).astype(np.float32) if n else np.zeros(0, np.float32)
-    pieces = Pieces(classes, scores, runs, np.full(n, 3), np.full(n, seam, np.uint8), np.full(n, -1))
+    pieces = Pieces(
+        classes, scores, runs, masks.areas_px(runs), np.full(n, 3), np.full(n, seam, np.uint8), np.full(n, -1)
+    )
     return Features(np.arange(n), pieces)
 
 

@@ -10,8 +10,9 @@ from scipy import ndimage
 
 from segworker import masks
 from segworker.decode import decode_instances
+from segworker.fragments import fragments
 from segworker.grid import Grid
-from segworker.seams import FORWARD, Links, SeamRule, fragments, link, neighbours, strips
+from segworker.seams import FORWARD, Links, SeamRule, link, neighbours, strips
 from segworker.types import CroppedMasks, Instances, Prediction, Runs, Tile, Window
 from tests.strategies import EIGHT, binary_masks, blobs, grids, partitions, seeds, tilings
 
@@ -96,11 +97,11 @@ def test_fragments_are_the_8_connected_parts_in_the_strip(mask, left: int, top: 
     cut = mask[strip.slices_in(tile.window)]
     found, count = ndimage.label(cut, EIGHT)
     assert len(got) == count
-    assert got.area[:, 0].tolist() == np.bincount(found.ravel(), minlength=count + 1)[1:].tolist()
+    assert got.facts[:, 0].tolist() == np.bincount(found.ravel(), minlength=count + 1)[1:].tolist()
     in_trusted = found[:, : strip.width // 2].ravel()
-    assert got.area[:, 1].tolist() == np.bincount(in_trusted, minlength=count + 1)[1:].tolist()
-    assert set(got.total.tolist()) <= {int(mask.sum())}
-    assert set(got.class_ids.tolist()) <= {7}
+    assert got.facts[:, 1].tolist() == np.bincount(in_trusted, minlength=count + 1)[1:].tolist()
+    assert set(got.facts[:, 2].tolist()) <= {int(mask.sum())}
+    assert set(got.facts[:, 4].tolist()) <= {7}
 
 
 # ------------------------------------------------------------------------------------------------ what is linked
@@ -142,6 +143,23 @@ def test_the_legs_of_a_u_link_with_its_arch() -> None:
     arch = scene_of((20, 100, 400, 110), (20, 140, 400, 150), (390, 100, 400, 150))
     assert pairs_of(legs, [arch]) == [[0, 0], [1, 0]]
     assert pairs_of([arch], legs) == [[0, 0], [0, 1]]
+
+
+def test_a_vote_that_is_not_returned_must_be_surer() -> None:
+    """The left tile saw a neighbour that the right one missed; it overlaps the right one's field."""
+    field = scene_of((150, 100, 350, 140))
+    for top, bottom, linked in ((128, 160, False), (118, 142, True)):  # IoU 0.2 and 0.52
+        stray = scene_of((150, top, 350, bottom))
+        assert pairs_of([field, stray], [field]) == [[0, 0]] + [[1, 0]] * linked
+        assert pairs_of([field], [field, stray]) == [[0, 0]] + [[0, 1]] * linked
+
+
+def test_a_thin_lane_in_a_broad_one_is_the_same() -> None:
+    """One tile draws a lane 3 px wide, the other one 15 px: an IoU of 0.2."""
+    thin, broad = scene_of((20, 106, 440, 109)), scene_of((20, 100, 440, 115))
+    beside = scene_of((20, 112, 440, 130))  # as small an IoU with what lies beside it
+    assert pairs_of([thin], [broad]) == [[0, 0]]
+    assert pairs_of([beside], [broad]) == []
 
 
 def test_what_a_neighbour_split_is_linked_with_both_halves() -> None:
