@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from segworker.grid import Grid
+from segworker.sheets import SheetIndex
 from segworker.types import Tile, Window
 
 BLOCK_BYTES = 64_000_000
@@ -31,6 +32,8 @@ class SceneGrid:
     "Changes whenever the scene's pixels may have changed."
     pixel_bytes: int
     "Bytes of one grid pixel over all bands."
+    sheets: SheetIndex | None = None
+    "Of a mosaic: the blocks' keys depend on the sheets that they see instead of on `identity`."
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,15 @@ class TileRange:
         left, top = grid.x.core(self.col_start)[0], grid.y.core(self.row_start)[0]
         right, bottom = grid.x.core(self.col_stop - 1)[1], grid.y.core(self.row_stop - 1)[1]
         return Window(left, top, right - left, bottom - top)
+
+    def seen(self, grid: Grid) -> Window:
+        """Return the scene pixels that reading the windows may touch."""
+        (left, _), (_, right) = grid.x.window(self.col_start), grid.x.window(self.col_stop - 1)
+        (top, _), (_, bottom) = grid.y.window(self.row_start), grid.y.window(self.row_stop - 1)
+        margin = 0 if grid.scale == 1 else 2 / grid.scale + 4  # resampling looks around, in an overview's pixels too
+        low = [math.floor(v / grid.scale - margin) for v in (left, top)]
+        high = [math.ceil(v / grid.scale + margin) for v in (right, bottom)]
+        return Window(low[0], low[1], high[0] - low[0], high[1] - low[1])
 
     def tiles(self, grid: Grid) -> Iterator[Tile]:
         """Yield the tiles."""
@@ -133,9 +145,7 @@ def _all(grid: Grid) -> TileRange:
 def _block(parts: Sequence[tuple[SceneGrid, TileRange]]) -> tuple[str, tuple[TileRange, ...]]:
     told = [
         [
-            s.identity,
-            s.grid.width,
-            s.grid.height,
+            *_told(s, r),
             s.grid.tile_px,
             s.grid.overlap_px,
             s.grid.scale,
@@ -148,3 +158,15 @@ def _block(parts: Sequence[tuple[SceneGrid, TileRange]]) -> tuple[str, tuple[Til
     ]
     key = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:24]
     return key, tuple(r for _, r in parts)
+
+
+def _told(scene: SceneGrid, part: TileRange) -> list[object]:
+    """Return what tells a block's pixels from others: of a mosaic no more than what its windows see."""
+    grid = scene.grid
+    if scene.sheets is None:
+        return [scene.identity, grid.width, grid.height]
+    ends = [
+        [axis.window(first)[0], axis.window(last - 1)[1], axis.core(last - 1)[1], last == axis.count]
+        for axis, first, last in ((grid.x, part.col_start, part.col_stop), (grid.y, part.row_start, part.row_stop))
+    ]
+    return [*scene.sheets.identity(part.seen(grid)), ends]

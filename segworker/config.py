@@ -63,7 +63,18 @@ class Inputs(Section):
     )
     manifest: str | None = Field(
         default=None,
-        description="A list of scenes: text (one uri a line), CSV or Parquet with uri and optional scene_id.",
+        description="A list of scenes: text (one uri a line), CSV or Parquet with uri and optional scene_id or "
+        "mosaic (rows that share one are sheets of one scene).",
+    )
+    mosaic: bool = Field(
+        default=False, description="All files are sheets, adjoining or overlapping, of one scene: a mosaic."
+    )
+    mosaic_id: str | None = Field(
+        default=None, description="scene_id of that mosaic; default: the name of the folder that holds the sheets."
+    )
+    mosaic_crs: str | None = Field(
+        default=None,
+        description="CRS of mosaics whose sheets differ in it (EPSG:32636), others are warped; default: they must not.",
     )
     bands: Bands | None = Field(
         default=None,
@@ -83,6 +94,14 @@ class Inputs(Section):
         ge=1,
         description="Scenes with more pixels than this are refused: a guard against decompression bombs.",
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> Inputs:
+        if self.mosaic_id and not self.mosaic:
+            raise ConfigError(
+                f"mosaic_id names the mosaic of all inputs, got mosaic_id={self.mosaic_id} without it; add --mosaic"
+            )
+        return self
 
 
 class Grid(Section):

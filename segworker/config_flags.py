@@ -42,6 +42,7 @@ _METAVARS = {
     "manifest": "URI",
     "aoi": "FILE",
     "table_crs": "CRS",
+    "mosaic_crs": "CRS",
 }
 
 

@@ -114,6 +114,12 @@ class Scene:
     "Name of the reader in `sources` that opens the uri."
     options: tuple[tuple[str, str], ...] = ()
     "What the reader must know besides the uri (a subdataset, a page), as sorted pairs."
+    overviews: tuple[int, ...] = ()
+    "Factors of the overviews, as the file lists them."
+    values: tuple[str, ...] = ()
+    "For each band how stored values become real ones, as 'scale offset bits'; empty where they are the real ones."
+    sheets: tuple[Sheet, ...] = ()
+    "What a mosaic is put together from, the lowest first; empty for scenes of one file."
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.height < 1:
@@ -125,6 +131,16 @@ class Scene:
     def window(self) -> Window:
         """The whole scene."""
         return Window(0, 0, self.width, self.height)
+
+
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """One file of a mosaic."""
+
+    scene: Scene
+    "The file on the mosaic's pixel grid: in its own pixels, or warped to it."
+    window: Window
+    "Where it lies, in scene pixels of the mosaic."
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -14,6 +14,7 @@ import shapely
 from segworker.blocks import Block, SceneGrid, plan_blocks
 from segworker.config import JobConfig
 from segworker.config_values import Area, ValueRange
+from segworker.engine.mosaics import MosaicPlan, Ranges, plan_mosaics
 from segworker.errors import ConfigError, SceneError, SegworkerError
 from segworker.geo import aoi_to_scene, grid_scale, inside_area_of_use, to_map
 from segworker.grid import Grid
@@ -25,6 +26,7 @@ from segworker.io.table_crs import TableCrs, decide_table_crs
 from segworker.seams import SeamRule
 from segworker.sources.find import SceneFailure, find_scenes
 from segworker.sources.identity import scene_identity
+from segworker.sources.mosaic import MosaicOptions
 from segworker.stitch import StitchOptions
 from segworker.types import Category, InputSpec, Scene
 
@@ -99,6 +101,8 @@ class BlockTask:
     grids: Mapping[str, Grid]
     partial: bool = False
     "A partial shard of an earlier run is there to go on from."
+    ranges: Mapping[str, Ranges | None] = field(default_factory=dict)
+    "Of mosaics, by scene_id: the (low, high) of each band, which need all sheets; None: raw values."
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,6 +120,8 @@ class Job:
     "Blocks of which a partial shard is there."
     lost: frozenset[int] = frozenset()
     "Blocks without any shard: all their tiles failed."
+    mosaics: Mapping[str, MosaicPlan] = field(default_factory=dict)
+    "By scene_id, for those scenes that are mosaics."
 
     @property
     def num_tiles(self) -> int:
@@ -123,10 +129,15 @@ class Job:
         return sum(b.num_tiles for b in self.blocks)
 
     def task(self, block: Block) -> BlockTask:
-        """Return what a worker needs for a block."""
-        ids = [r.scene_id for r in block.ranges]
-        partial = block.number in self.partial
-        return BlockTask(block, {i: self.scenes[i] for i in ids}, {i: self.grids[i] for i in ids}, partial)
+        """Return what a worker needs for a block: of mosaics, the sheets that its tiles see."""
+        grids = {r.scene_id: self.grids[r.scene_id] for r in block.ranges}
+        scenes = {r.scene_id: self.scenes[r.scene_id] for r in block.ranges}
+        ranges = {i: self.mosaics[i].ranges for i in grids if i in self.mosaics}
+        for part in block.ranges:
+            if part.scene_id in ranges:
+                seen, index = part.seen(grids[part.scene_id]), self.mosaics[part.scene_id].index
+                scenes[part.scene_id] = index.part_of(scenes[part.scene_id], seen)
+        return BlockTask(block, scenes, grids, block.number in self.partial, ranges)
 
 
 def make_job(config: JobConfig, model: ModelFacts, run_id: str) -> Job:
@@ -145,6 +156,7 @@ def make_job(config: JobConfig, model: ModelFacts, run_id: str) -> Job:
         limits=Limits(scene_px=config.inputs.max_scene_px),
         bands=config.inputs.bands,
         spec=model.spec,
+        mosaic=MosaicOptions(config.inputs.mosaic, config.inputs.mosaic_id, config.inputs.mosaic_crs),
     )
     failures = list(found.failures)
     table_crs = (
@@ -154,8 +166,10 @@ def make_job(config: JobConfig, model: ModelFacts, run_id: str) -> Job:
     )
     scenes: dict[str, Scene] = {}
     grids: dict[str, Grid] = {}
+    mosaics: dict[str, MosaicPlan] = {}
     for scene in found.scenes:
         try:
+            mosaics |= plan_mosaics(scene, config.inputs.value_range, bands=config.inputs.bands, spec=model.spec)
             grids[scene.scene_id] = _grid_of(scene, config, model.spec, table_crs, tile, overlap)
             scenes[scene.scene_id] = scene
         except SegworkerError as error:
@@ -165,9 +179,18 @@ def make_job(config: JobConfig, model: ModelFacts, run_id: str) -> Job:
     common = _common(config, model, run_id, table_crs, aoi, tile, overlap)
     pixel_bytes = model.spec.num_bands
     blocks = plan_blocks(
-        [SceneGrid(grids[i], scene_identity(s), pixel_bytes * np.dtype(s.dtype).itemsize) for i, s in scenes.items()]
+        [
+            SceneGrid(
+                grids[i],
+                scene_identity(s),
+                pixel_bytes * np.dtype(s.dtype).itemsize,
+                mosaics[i].index if i in mosaics else None,
+            )
+            for i, s in scenes.items()
+        ]
     )
-    return Job(config, common, scenes, grids, tuple(blocks), tuple(sorted(failures, key=lambda f: f.scene_id)))
+    failures.sort(key=lambda f: f.scene_id)
+    return Job(config, common, scenes, grids, tuple(blocks), tuple(failures), mosaics=mosaics)
 
 
 def _tile_and_overlap(config: JobConfig, spec: InputSpec) -> tuple[int, int]:

@@ -13,11 +13,13 @@ from typing import Any
 from segworker.engine.account import Account
 from segworker.engine.cluster import Workers
 from segworker.engine.job import Job
+from segworker.engine.mosaics import write_sheet_lists
 from segworker.engine.phase2 import SeamCounts, Stitched
 from segworker.errors import ExitCode
 from segworker.io.failures import redact
 from segworker.io.quarantine import quarantine_path
 from segworker.io.storage import Storage, open_storage
+from segworker.sources.find import SceneFailure
 
 MAX_LISTED = 1000
 "Failures listed in run.json; the counts are of all."
@@ -36,6 +38,8 @@ def run_record(
 ) -> dict[str, Any]:
     """Write run.json and return what is in it. No secret of a configuration or a uri is recorded."""
     common = job.common
+    failed_scenes = [f for f in job.failures if not f.is_sheet]
+    failed_sheets = [f for f in job.failures if f.is_sheet]
     objects: Counter[str] = sum(counts.values(), Counter())
     record: dict[str, Any] = {
         "run_id": common.run_id,
@@ -51,7 +55,8 @@ def run_record(
         "keys": {"tile_key": common.tile_key, "stitch_key": common.stitch_key, "model": common.model.digest},
         "counts": {
             "scenes": len(job.scenes),
-            "failed_scenes": len(job.failures),
+            "failed_scenes": len(failed_scenes),
+            "failed_sheets": len(failed_sheets),
             "tiles": job.num_tiles,
             "tiles_predicted": account.tiles["done"],
             "tiles_skipped": account.tiles["skipped"],
@@ -69,9 +74,8 @@ def run_record(
         "stage_cpu_seconds": {k: round(v, 3) for k, v in account.stage_seconds.items()},
         "throughput": _throughput(job, account),
         "seams": seam_quality(stitched.seams, sum((g.seams for g in stitched.groups), Counter()), common.categories),
-        "failed_scenes": [
-            {"scene_id": f.scene_id, "uri": redact(f.uri), "error": str(f.error)} for f in job.failures[:MAX_LISTED]
-        ],
+        "failed_scenes": [_told(f) for f in failed_scenes[:MAX_LISTED]],
+        "failed_sheets": [_told(f) for f in failed_sheets[:MAX_LISTED]],
         "failed_tiles": [
             {
                 "scene_id": f.tile_id[0],
@@ -83,6 +87,7 @@ def run_record(
             }
             for f in account.failures[:MAX_LISTED]
         ],
+        "mosaics": write_sheet_lists(open_storage(common.store_uri), common.run_id, job.scenes.values(), job.failures),
         "outputs": {
             "features": "features/",
             "parts": [f"features/{g.part.path}" for g in stitched.groups if g.part is not None],
@@ -96,6 +101,10 @@ def run_record(
     }
     _write(job, record)
     return record
+
+
+def _told(failure: SceneFailure) -> dict[str, str]:
+    return {"scene_id": failure.scene_id, "uri": redact(failure.uri), "error": str(failure.error)}
 
 
 def announce(job: Job, account: Account, error: BaseException | None = None) -> None:
@@ -178,9 +187,12 @@ def summary_text(record: Mapping[str, Any], storage: Storage) -> str:
         if counts[f"tiles_{key}"] or key == "predicted"
     )
     failed = f", {counts['failed_scenes']:,} failed" if counts["failed_scenes"] else ""
+    lost = f", {counts['failed_sheets']:,} failed" if counts["failed_sheets"] else ""
+    sheets = sum(m["sheets"] for m in record["mosaics"].values())
+    mosaics = f"; {len(record['mosaics']):,} of {sheets:,} sheets{lost}" if sheets else ""
     lines = [
         f"run       {record['run_id']}",
-        f"scenes    {counts['scenes']:,}{failed}",
+        f"scenes    {counts['scenes']:,}{failed}{mosaics}",
         f"tiles     {counts['tiles']:,} ({tiles})",
         f"objects   {counts['features']:,} ({classes})",
         f"seams     {_seam_line(record['seams'])}",
@@ -197,6 +209,7 @@ def summary_text(record: Mapping[str, Any], storage: Storage) -> str:
         lines.append(f"failures  {storage.location(outputs['quarantine'])}")
     lines.append(f"record    {storage.location('runs/' + record['run_id'] + '/run.json')}")
     lines += [f"failed    {f['scene_id']}: {f['error']}" for f in record["failed_scenes"][:5]]
+    lines += [f"failed    sheet {f['uri']} of {f['scene_id']}: {f['error']}" for f in record["failed_sheets"][:5]]
     lines += [
         f"failed    tile ({f['row']}, {f['col']}) of {f['scene_id']} in {f['stage']}: {f['error']}"
         for f in record["failed_tiles"][:5]

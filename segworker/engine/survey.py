@@ -10,10 +10,12 @@ import numpy as np
 from segworker.config import JobConfig
 from segworker.engine.job import Job, make_job
 from segworker.engine.memory import check_memory, worker_bytes
+from segworker.engine.mosaics import count_sheets
 from segworker.engine.predictor import describe_model
 from segworker.errors import SegworkerError
 from segworker.geo import pixel_size_m
 from segworker.io.ids import read_scene_numbers
+from segworker.io.mosaic import MOSAIC
 from segworker.io.scaling import valid_share
 from segworker.io.shards import durable_blocks
 from segworker.io.storage import open_storage
@@ -47,7 +49,8 @@ def plan(config: JobConfig) -> PlanSummary:
         lines.append(f"  ... and {len(job.scenes) - MAX_LISTED:,} more scenes")
     record: dict[str, Any] = {
         "scenes": len(job.scenes),
-        "failed_scenes": len(job.failures),
+        "failed_scenes": sum(not f.is_sheet for f in job.failures),
+        "failed_sheets": sum(f.is_sheet for f in job.failures),
         "tiles": job.num_tiles,
         "tiles_reused": reused,
         "blocks": len(job.blocks),
@@ -72,7 +75,9 @@ def plan(config: JobConfig) -> PlanSummary:
             f"{len(job.scenes):,} scenes, replacing older versions of the same scenes"
         ),
     ]
-    text += [f"cannot    {f.scene_id}: {f.error}" for f in job.failures[:MAX_LISTED]]
+    text += [
+        f"cannot    {f.uri + ' of ' if f.is_sheet else ''}{f.scene_id}: {f.error}" for f in job.failures[:MAX_LISTED]
+    ]
     return PlanSummary("\n".join(text), record)
 
 
@@ -96,9 +101,14 @@ def _scene_line(job: Job, scene: Scene, shares: dict[str, float]) -> str:
     share = shares.get(scene.scene_id)
     empty = "" if share is None else f", {1 - share:.0%} nodata"
     crs = "no CRS" if scene.crs is None else _crs_name(scene.crs)
+    sheets = ""
+    if scene.source == MOSAIC:
+        told = count_sheets(scene)
+        warped = f" ({told['resampled']:,} resampled)" if told["resampled"] else ""
+        sheets = f", {told['sheets']:,} sheets{warped}"
     return (
         f"  {scene.scene_id}: {scene.width:,} x {scene.height:,} px, {scene.num_bands} x {scene.dtype}, {crs}, {size}"
-        f"{scale}, {grid.num_tiles:,} tiles{empty}"
+        f"{scale}, {grid.num_tiles:,} tiles{sheets}{empty}"
     )
 
 

@@ -12,7 +12,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TypeAlias
 
 import numpy as np
 import shapely
@@ -22,6 +21,7 @@ from segworker.blocks import TileRange
 from segworker.config_values import ValueRange
 from segworker.decode import decode_instances
 from segworker.engine.job import BlockTask, Common
+from segworker.engine.mosaics import Ranges
 from segworker.engine.watch import time_limit
 from segworker.errors import ReadError, StorageError
 from segworker.geo import aoi_to_scene
@@ -39,7 +39,6 @@ from segworker.io.shards import (
 )
 from segworker.types import InputSpec, Instances, Prediction, Scene, Tile
 
-Ranges: TypeAlias = tuple[tuple[float, float], ...]
 MAX_TRACE = 4000
 "Characters of a traceback that are kept, the last ones."
 
@@ -255,7 +254,10 @@ def _read_range(work: BlockWork, part: TileRange, todo: list[tuple[int, int]], c
         with ExitStack() as stack:
             with time_limit(common.tile_timeout_s):
                 area = None if common.aoi is None else aoi_to_scene(common.aoi.polygons, common.aoi.crs, scene)
-                ranges = _ranges(scene, common.value_range, common.bands, common.model.spec)
+                if part.scene_id in work.task.ranges:
+                    ranges = work.task.ranges[part.scene_id]
+                else:
+                    ranges = _ranges(scene, common.value_range, common.bands, common.model.spec)
                 opened = SceneReader(scene, scale=grid.scale, bands=common.bands, spec=common.model.spec)
                 reader = stack.enter_context(opened)
             for tile in tiles:

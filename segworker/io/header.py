@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from rasterio.enums import ColorInterp, Resampling
+from rasterio.transform import Affine
 from rasterio.vrt import WarpedVRT
 
 from segworker.errors import SceneError
@@ -25,6 +26,10 @@ MAX_BLOCK_BYTES = 2**30
 MAX_UNBLOCKED_BYTES = 2**33
 WARPED = ("gcps", "warped")
 "In `Scene.options` of a scene with ground control points only: its pixels are those of the north-up warp."
+REGRIDDED = ("regrid", "yes")
+"In `Scene.options` of a sheet whose pixels are those of a warp to the scene's own transform, size and CRS."
+_ANY_PLANE = "EPSG:3857"
+_WARP_ERROR_PX = 1 / 1024  # rasterio cannot make a warp to a stated transform with an error of 0
 _UNBLOCKED = frozenset({"PNG", "JPEG", "GIF", "WEBP", "BMP"})
 _MAX_WARP_GROWTH = 8
 _log = logging.getLogger(__name__)
@@ -97,6 +102,26 @@ def warped(dataset: Any) -> Any:  # noqa: ANN401 - rasterio ships no types
     return WarpedVRT(dataset, src_crs=crs, crs=crs, resampling=Resampling.bilinear, add_alpha=not has_mask, tolerance=0)
 
 
+def regridded(dataset: Any, scene: Scene) -> Any:  # noqa: ANN401 - rasterio ships no types
+    """Return a view of a dataset on the pixel grid that `scene` describes; the caller closes it.
+
+    A scene without a CRS is in the plane that the dataset's own transform leads to.
+    """
+    has_mask = dataset.nodata is not None or ColorInterp.alpha in dataset.colorinterp
+    palette = dataset.colorinterp[0] == ColorInterp.palette
+    return WarpedVRT(
+        dataset,
+        src_crs=_ANY_PLANE if scene.crs is None else dataset.crs,
+        crs=_ANY_PLANE if scene.crs is None else scene.crs,
+        transform=Affine(*scene.transform),
+        width=scene.width,
+        height=scene.height,
+        resampling=Resampling.nearest if palette else Resampling.bilinear,
+        add_alpha=not has_mask,
+        tolerance=_WARP_ERROR_PX,
+    )
+
+
 def value_bands(dataset: Any) -> tuple[int, ...]:  # noqa: ANN401 - rasterio ships no types
     """Return the bands, from 1, that are not alpha."""
     return tuple(i for i, colour in enumerate(dataset.colorinterp, start=1) if colour != ColorInterp.alpha)
@@ -142,7 +167,19 @@ def _describe(
         stat.mtime_s,
         dataset.block_shapes[0],
         options=tuple(sorted([*options, *(("side_file", side) for side in side_files)])),
+        overviews=() if WARPED in options else tuple(dataset.overviews(1)),
+        values=_stored_form(dataset, bands),
     )
+
+
+def _stored_form(dataset: Any, bands: tuple[int, ...]) -> tuple[str, ...]:  # noqa: ANN401 - rasterio ships no types
+    """Return 'scale offset bits' of each band; empty where values are stored as they are, in all bits."""
+    forms = [
+        (dataset.scales[i - 1], dataset.offsets[i - 1], dataset.tags(i, ns="IMAGE_STRUCTURE").get("NBITS"))
+        for i in bands
+    ]
+    plain = all(form == (1.0, 0.0, None) for form in forms)
+    return () if plain else tuple(f"{scale:g} {offset:g} {bits or 'all'}" for scale, offset, bits in forms)
 
 
 def _may_have_side_files(stat: FileStat | None) -> bool:

@@ -7,7 +7,7 @@ masked, where all the bands that are read say nodata, or where one of them is no
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from typing import Any, Self
 
 import numpy as np
@@ -18,7 +18,8 @@ from rasterio.windows import Window as RasterioWindow
 from segworker.errors import SceneError
 from segworker.io.bands import BandPlan, Pixels, plan_bands
 from segworker.io.gdal import SIDE_FILES, gdal_environment, open_dataset, reading, reread
-from segworker.io.header import WARPED, FileStat, Limits, open_scene, warped
+from segworker.io.header import REGRIDDED, WARPED, FileStat, Limits, open_scene, regridded, warped
+from segworker.io.mosaic import MOSAIC, MosaicLevel, coarser_sheet
 from segworker.io.resample import Taps, Valid, resample
 from segworker.types import InputSpec, Scene, Tile, TileImage, Window
 
@@ -98,12 +99,11 @@ class SceneReader:
         self.explicit_bands = bands
         self.spec = spec
         self._stack = ExitStack()
-        self._level: Level | None = None
+        self._level: Level | MosaicLevel | None = None
 
     def __enter__(self) -> Self:
-        with gdal_environment(self.scene.uri, side_files=self._side_files), ExitStack() as stack:
-            base = self._open(stack, None)
-            self._level = self._overview(stack, base) if self.scale < 1 else base
+        with self._gdal(), ExitStack() as stack:
+            self._level = self._choose(stack, self._open(stack, None))
             self._stack = stack.pop_all()
         return self
 
@@ -112,7 +112,7 @@ class SceneReader:
         self._stack.close()
 
     @property
-    def level(self) -> Level:
+    def level(self) -> Level | MosaicLevel:
         """The resolution that is read from."""
         if self._level is None:
             raise RuntimeError("a SceneReader reads inside its `with` block")
@@ -132,7 +132,7 @@ class SceneReader:
 
     def read_window(self, window: Window) -> tuple[Pixels, Valid]:
         """Read a window in grid pixels, which lies in the grid: (num_bands, h, w) and (h, w)."""
-        with gdal_environment(self.scene.uri, side_files=self._side_files):
+        with self._gdal():
             if self.scale == 1:
                 pixels, valid = self.level.read(window)
             else:
@@ -141,25 +141,35 @@ class SceneReader:
 
     def read_level(self, window: Window) -> tuple[Pixels, Valid]:
         """Read a window in pixels of `level`, without resampling: (num_bands, h, w) and (h, w)."""
-        with gdal_environment(self.scene.uri, side_files=self._side_files):
+        with self._gdal():
             pixels, valid = self.level.read(window)
         return self.plan.apply(pixels), valid
 
     def overview_sizes_wh(self) -> list[tuple[int, int]]:
         """Return the sizes of the usable overviews, finest first."""
-        with gdal_environment(self.scene.uri, side_files=self._side_files), ExitStack() as stack:
+        with self._gdal(), ExitStack() as stack:
             levels = [self._open(stack, k) for k in range(len(self._factors(self.level)))]
             sizes = [(level.width, level.height) for level in levels if self._is_overview(level)]
         return sorted(sizes, reverse=True)
 
-    @property
-    def _side_files(self) -> bool:
-        return SIDE_FILES in self.scene.options
+    def _gdal(self) -> AbstractContextManager[None]:
+        """Return GDAL's environment for the scene's file; the sheets of a mosaic bring their own."""
+        if self.scene.source == MOSAIC:
+            return nullcontext()
+        return gdal_environment(self.scene.uri, side_files=SIDE_FILES in self.scene.options)
 
-    def _open(self, stack: ExitStack, overview_level: int | None) -> Level:
+    def _choose(self, stack: ExitStack, base: Level | MosaicLevel) -> Level | MosaicLevel:
+        return self._overview(stack, base) if self.scale < 1 else base
+
+    def _open(self, stack: ExitStack, overview_level: int | None) -> Level | MosaicLevel:
+        if self.scene.source == MOSAIC:
+            factor = 1 if overview_level is None else self.scene.overviews[overview_level]
+            return stack.enter_context(closing(MosaicLevel(self.scene, factor, self._num_bands(), self._sheet)))
         dataset = stack.enter_context(open_dataset(self.scene.uri, overview_level=overview_level))
         if WARPED in self.scene.options:
             dataset = stack.enter_context(warped(dataset))
+        if REGRIDDED in self.scene.options:
+            dataset = stack.enter_context(regridded(dataset, self.scene))
         size = dataset.width, dataset.height
         if overview_level is None and size != (self.scene.width, self.scene.height):
             raise SceneError(
@@ -173,10 +183,23 @@ class SceneReader:
         wanted = self.spec.num_bands if self.spec else None
         return plan_bands(colours, wanted, self.explicit_bands, self.scene.scene_id)
 
-    def _factors(self, base: Level) -> list[int]:
-        return [] if WARPED in self.scene.options else list(base.dataset.overviews(1))
+    def _num_bands(self) -> int:
+        """Return how many bands every sheet of a mosaic gives."""
+        own = len(self.explicit_bands) if self.explicit_bands else self.scene.num_bands
+        return self.spec.num_bands if self.spec else own
 
-    def _overview(self, stack: ExitStack, base: Level) -> Level:
+    def _sheet(self, scene: Scene, factor: int) -> SceneReader:
+        if REGRIDDED in scene.options:
+            return SceneReader(coarser_sheet(scene, factor), bands=self.explicit_bands, spec=self.spec)
+        return _SheetReader(scene, factor, bands=self.explicit_bands, spec=self.spec)
+
+    def _factors(self, base: Level | MosaicLevel) -> list[int]:
+        if isinstance(base, MosaicLevel):
+            return list(self.scene.overviews)
+        derived = WARPED in self.scene.options or REGRIDDED in self.scene.options
+        return [] if derived else list(base.dataset.overviews(1))
+
+    def _overview(self, stack: ExitStack, base: Level | MosaicLevel) -> Level | MosaicLevel:
         """Return the coarsest usable level that is as fine as the grid."""
         factors = self._factors(base)
         for k in sorted(range(len(factors)), key=lambda k: -factors[k]):
@@ -188,7 +211,7 @@ class SceneReader:
                 return level
         return base
 
-    def _is_overview(self, level: Level) -> bool:
+    def _is_overview(self, level: Level | MosaicLevel) -> bool:
         """Tell an overview from the label and macro pictures that slide scanners put in their place."""
         return abs(level.height - self.scene.height * level.width / self.scene.width) <= 1.5
 
@@ -207,6 +230,19 @@ class SceneReader:
             pixels, valid = level.read(Window(left, top, right - left, bottom - top))
             parts.append(resample(pixels, valid, x, rows))
         return np.concatenate([p for p, _ in parts], axis=1), np.concatenate([v for _, v in parts])
+
+
+class _SheetReader(SceneReader):
+    """Reads a sheet at one of its overviews, in that overview's pixels."""
+
+    def __init__(
+        self, scene: Scene, factor: int, *, bands: tuple[int, ...] | None = None, spec: InputSpec | None = None
+    ) -> None:
+        super().__init__(scene, bands=bands, spec=spec)
+        self._factor = factor
+
+    def _choose(self, stack: ExitStack, base: Level | MosaicLevel) -> Level | MosaicLevel:
+        return base if self._factor == 1 else self._open(stack, self._factors(base).index(self._factor))
 
 
 def _equals(band: NDArray[Any], nodata: float | None) -> Valid:

@@ -6,6 +6,7 @@ and offset (real = stored * scale + offset) are taken out of it. A model's input
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from typing import Any, TypeAlias
@@ -16,7 +17,8 @@ from segworker.config_values import ValueRange
 from segworker.errors import SceneError
 from segworker.io.bands import LUMINANCE, BandPlan, Pixels
 from segworker.io.gdal import gdal_environment
-from segworker.io.header import WARPED
+from segworker.io.header import REGRIDDED, WARPED
+from segworker.io.mosaic import MosaicLevel
 from segworker.io.raster import Level, SceneReader
 from segworker.io.resample import Valid
 from segworker.types import InputSpec, Scene, Window
@@ -24,8 +26,11 @@ from segworker.types import InputSpec, Scene, Window
 Range: TypeAlias = tuple[float, float]
 
 SAMPLE_PX = 2_000_000
+MAX_SHEETS = 64
+"Sheets of a mosaic that are sampled, evenly chosen."
 _PATCH_PX = 128
 _MAX_BLOCKS = 65_536
+_log = logging.getLogger(__name__)
 
 
 def value_range(
@@ -47,10 +52,14 @@ def value_range(
 
     Raises SceneError where a range cannot be known.
     """
+    if mode.kind == "percentile":
+        return _percentiles(_samples(scene, bands, spec), mode)
+    if scene.sheets:  # all sheets store values alike; one that is not warped says how
+        plain = next((s.scene for s in scene.sheets if REGRIDDED not in s.scene.options), scene.sheets[0].scene)
+        return value_range(plain, mode, bands=bands, spec=spec)
     with SceneReader(scene, bands=bands, spec=spec) as reader:
-        if mode.kind == "percentile":
-            return _percentiles(reader, mode)
         level, plan = reader.level, reader.plan
+        assert isinstance(level, Level)
         stated = (mode.low, mode.high) if mode.kind == "range" else None
         if plan.palette:
             return (stated or (0.0, 255.0),) * plan.num_bands
@@ -74,9 +83,26 @@ def valid_share(
     return min(valid / max(1, seen), present)
 
 
-def _percentiles(reader: SceneReader, mode: ValueRange) -> tuple[Range, ...]:
-    parts = [pixels[:, valid] for pixels, valid in _sample(reader, SAMPLE_PX)]
-    values = np.concatenate(parts, axis=1).astype(np.float64)
+def _samples(scene: Scene, bands: tuple[int, ...] | None, spec: InputSpec | None) -> Iterator[tuple[Pixels, Valid]]:
+    """Yield a bounded sample of a scene; of a mosaic, of some of its sheets."""
+    if not scene.sheets:
+        with SceneReader(scene, bands=bands, spec=spec) as reader:
+            yield from _sample(reader, SAMPLE_PX)
+        return
+    chosen = scene.sheets[:: math.ceil(len(scene.sheets) / MAX_SHEETS)]
+    for sheet in chosen:
+        try:
+            with SceneReader(sheet.scene, bands=bands, spec=spec) as reader:
+                yield from _sample(reader, SAMPLE_PX // len(chosen))
+        except SceneError as error:  # its tiles will fail, and be counted, when they are read
+            _log.warning("no sample of values from a sheet of %s: %s", scene.scene_id, error)
+
+
+def _percentiles(parts: Iterator[tuple[Pixels, Valid]], mode: ValueRange) -> tuple[Range, ...]:
+    seen = [pixels[:, valid] for pixels, valid in parts]
+    if not seen:
+        raise SceneError("a value range in percentiles needs pixels that can be read, got none; state LOW,HIGH")
+    values = np.concatenate(seen, axis=1).astype(np.float64)
     if values.shape[1] == 0:
         return ((0.0, 1.0),) * len(values)
     lows, highs = np.percentile(values, [mode.low, mode.high], axis=1)
@@ -88,7 +114,8 @@ def _percentiles(reader: SceneReader, mode: ValueRange) -> tuple[Range, ...]:
 def _sample(reader: SceneReader, sample_px: int) -> Iterator[tuple[Pixels, Valid]]:
     """Yield pixels as a model would see them: a small scene or overview whole, else patches on a lattice."""
     scene = reader.scene
-    small = [size for size in reader.overview_sizes_wh() if math.prod(size) <= sample_px]
+    many = len(scene.sheets) > MAX_SHEETS
+    small = [size for size in ([] if many else reader.overview_sizes_wh()) if math.prod(size) <= sample_px]
     if scene.width * scene.height > sample_px and small:
         scale = max(small)[0] / scene.width
         with SceneReader(scene, scale=scale, bands=reader.explicit_bands, spec=reader.spec) as overview:
@@ -116,12 +143,15 @@ def _patches(width: int, height: int, sample_px: int) -> Iterator[Window]:
             yield Window(min(max(0, left), width - wide), min(max(0, top), height - high), wide, high)
 
 
-def _present_share(level: Level) -> float:
+def _present_share(level: Level | MosaicLevel) -> float:
     """Return the share of a sparse TIFF's blocks that are in the file; 1 where that says nothing about validity."""
+    if isinstance(level, MosaicLevel):
+        return 1.0
     dataset, scene = level.dataset, level.scene
     rows, cols = scene.block_shape_yx
     num_y, num_x = math.ceil(scene.height / rows), math.ceil(scene.width / cols)
-    if WARPED in scene.options or dataset.driver != "GTiff" or scene.nodata is None or num_y * num_x > _MAX_BLOCKS:
+    derived = WARPED in scene.options or REGRIDDED in scene.options
+    if derived or dataset.driver != "GTiff" or scene.nodata is None or num_y * num_x > _MAX_BLOCKS:
         return 1.0
     with gdal_environment(scene.uri, side_files=True):
         present = sum(

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from segworker.errors import ConfigError, SceneError, SegworkerError
+from segworker.geo import parse_crs
 from segworker.io.failures import redact
 from segworker.io.header import Limits, open_scene
 from segworker.sources.files import expand, stat_one
 from segworker.sources.identity import Candidate, assign_ids
 from segworker.sources.manifest import is_manifest, read_manifest
+from segworker.sources.mosaic import MosaicOptions, join_sheets, mosaic_id
 from segworker.types import InputSpec, Scene
 
 MAX_THREADS = 32
@@ -28,7 +31,10 @@ class SceneFailure:
     uri: str
     "Without secrets."
     scene_id: str
+    "Of a sheet: its mosaic's."
     error: SegworkerError
+    is_sheet: bool = False
+    "Whether it is a sheet of a mosaic, whose other sheets are read."
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,7 @@ def find_scenes(
     limits: Limits | None = None,
     bands: tuple[int, ...] | None = None,
     spec: InputSpec | None = None,
+    mosaic: MosaicOptions | None = None,
 ) -> ScenePlan:
     """Find the scenes that inputs name, and read their headers.
 
@@ -58,6 +65,7 @@ def find_scenes(
         limits: what headers may declare.
         bands: the user's choice, checked against each scene.
         spec: the model's wishes, checked likewise.
+        mosaic: whether all inputs are sheets of one scene, and how mosaics (those of manifests too) are made.
 
     Returns:
         The same plan for the same files, whatever their order. A file named twice is read once. What is missing or
@@ -68,13 +76,19 @@ def find_scenes(
     """
     if not inputs and manifest is None:
         raise ConfigError("a run needs at least one scene, got no inputs; name files, folders, globs or a manifest")
-    candidates = _unique([*_from_manifests(inputs, manifest), *_from_inputs(inputs)])
+    mosaic = mosaic or MosaicOptions()
+    if mosaic.crs is not None:
+        parse_crs(mosaic.crs)
+    named = [*_from_manifests(inputs, manifest), *_from_inputs(inputs)]
+    candidates = _unique(_as_sheets(named, mosaic) if mosaic.all_inputs else named)
     if not any(candidate.problem is None for candidate in candidates):
         _raise_nothing_found([*inputs, *([manifest] if manifest else [])], candidates)
-    ids = assign_ids(candidates)
+    ids = assign_ids(c for c in candidates if c.mosaic is None)
+    _check_apart(ids, candidates)
+    limits = limits or Limits()
 
     def read(candidate: Candidate) -> Scene | SceneFailure:
-        scene_id = ids[candidate.uri]
+        scene_id = candidate.mosaic or ids[candidate.uri]
         try:
             if candidate.problem:
                 raise SceneError(
@@ -82,12 +96,18 @@ def find_scenes(
                 )
             return open_scene(candidate.uri, scene_id, stat=candidate.stat, limits=limits, bands=bands, spec=spec)
         except SegworkerError as error:
-            return SceneFailure(redact(candidate.uri), scene_id, error)
+            return SceneFailure(redact(candidate.uri), scene_id, error, is_sheet=candidate.mosaic is not None)
 
-    results = sorted(_in_threads(read, candidates), key=lambda result: result.scene_id)
+    results = _in_threads(read, candidates)
+    sheets: dict[str | None, list[Scene | SceneFailure]] = defaultdict(list)
+    for candidate, result in zip(candidates, results, strict=True):
+        sheets[candidate.mosaic].append(result)
+    single = sheets.pop(None, [])
+    joined = [found for scene_id, parts in sheets.items() for found in _joined(scene_id, parts, mosaic, limits)]
+    ordered = sorted([*single, *joined], key=lambda result: result.scene_id)
     return ScenePlan(
-        tuple(result for result in results if isinstance(result, Scene)),
-        tuple(result for result in results if isinstance(result, SceneFailure)),
+        tuple(result for result in ordered if isinstance(result, Scene)),
+        tuple(result for result in ordered if isinstance(result, SceneFailure)),
     )
 
 
@@ -106,7 +126,48 @@ def _from_manifests(inputs: Sequence[str], manifest: str | None) -> list[Candida
     names = [uri for uri in inputs if is_manifest(uri)] + ([manifest] if manifest else [])
     entries = [entry for name in names for entry in read_manifest(name)]
     candidates = _in_threads(_stat_entry, [entry.uri for entry in entries])
-    return [replace(c, scene_id=entry.scene_id) for c, entry in zip(candidates, entries, strict=True)]
+    return [
+        replace(c, scene_id=entry.scene_id, mosaic=entry.mosaic) for c, entry in zip(candidates, entries, strict=True)
+    ]
+
+
+def _as_sheets(candidates: list[Candidate], options: MosaicOptions) -> list[Candidate]:
+    """Make every candidate that is not a sheet yet one of the mosaic of all inputs."""
+    loose = [c for c in candidates if c.mosaic is None]
+    stated = next((c for c in loose if c.scene_id), None)
+    if stated:
+        raise ConfigError(
+            f"a sheet goes by the name of its mosaic, got scene_id={stated.scene_id!r} for {redact(stated.uri)}; drop "
+            "--mosaic, or the scene_id column of the manifest"
+        )
+    name = mosaic_id([c.root for c in loose], options) if loose else ""
+    return [c if c.mosaic else replace(c, mosaic=name) for c in candidates]
+
+
+def _check_apart(ids: Mapping[str, str], candidates: Sequence[Candidate]) -> None:
+    """Refuse a mosaic that has the scene_id of a file."""
+    mosaics = {c.mosaic for c in candidates}
+    clash = next(((uri, scene_id) for uri, scene_id in ids.items() if scene_id in mosaics), None)
+    if clash:
+        raise ConfigError(
+            f"scene_ids are unique, got {clash[1]!r} for a mosaic and for {redact(clash[0])}; rename the mosaic"
+        )
+
+
+def _joined(
+    scene_id: str | None, parts: Sequence[Scene | SceneFailure], options: MosaicOptions, limits: Limits
+) -> list[Scene | SceneFailure]:
+    """Return the mosaic of the sheets that can be read, or why there is none, and the failures of the others."""
+    assert scene_id is not None
+    sheets = [part for part in parts if isinstance(part, Scene)]
+    failures = [part for part in parts if isinstance(part, SceneFailure)]
+    try:
+        if not sheets:
+            raise SceneError(f"a mosaic has at least one sheet that can be read, got none: {failures[0].error}")
+        return [join_sheets(scene_id, sheets, crs=options.crs, max_px=limits.scene_px), *failures]
+    except SegworkerError as error:
+        first = min(redact(s.uri) for s in sheets) if sheets else failures[0].uri
+        return [SceneFailure(first, scene_id, error), *failures]
 
 
 def _stat_entry(uri: str) -> Candidate:
@@ -118,10 +179,10 @@ def _stat_entry(uri: str) -> Candidate:
 
 
 def _unique(candidates: list[Candidate]) -> list[Candidate]:
-    """Return each file once: as a manifest names it, else as seen from the outermost root."""
-    by_uri: dict[str, Candidate] = {}
+    """Return each file once, for each mosaic: as a manifest names it, else as seen from the outermost root."""
+    by_uri: dict[tuple[str, str | None], Candidate] = {}
     for candidate in sorted(candidates, key=lambda c: (c.scene_id is None, len(c.root))):
-        known = by_uri.setdefault(candidate.uri, candidate)
+        known = by_uri.setdefault((candidate.uri, candidate.mosaic), candidate)
         if known.scene_id and candidate.scene_id and known.scene_id != candidate.scene_id:
             raise ConfigError(
                 f"a scene has one scene_id, got {known.scene_id!r} and {candidate.scene_id!r} for "

@@ -40,6 +40,8 @@ class Candidate:
     "As a manifest states it."
     problem: str | None = None
     "Why it cannot be read, where that is known already."
+    mosaic: str | None = None
+    "scene_id of the mosaic that it is a sheet of."
 
 
 def scene_identity(scene: Scene) -> str:

@@ -18,6 +18,7 @@ from segworker.io.storage import open_storage
 from segworker.sources.identity import check_scene_id
 
 EXTENSIONS = (".txt", ".csv", ".parquet")
+COLUMNS = ("uri", "scene_id", "mosaic")
 _TIMEOUT_S = 60
 
 
@@ -28,6 +29,15 @@ class Entry:
     uri: str
     "Absolute; what a manifest writes relative to itself is resolved."
     scene_id: str | None = None
+    mosaic: str | None = None
+    "scene_id of the mosaic that it is a sheet of."
+
+    def __post_init__(self) -> None:
+        if self.scene_id and self.mosaic:
+            raise ConfigError(
+                f"a sheet goes by the name of its mosaic, got scene_id={self.scene_id!r} and mosaic={self.mosaic!r} "
+                f"for {redact(self.uri)}; leave one of them empty"
+            )
 
 
 def is_manifest(uri: str) -> bool:
@@ -39,7 +49,8 @@ def read_manifest(uri: str) -> list[Entry]:
     """Read a manifest from a local path, s3:// or http(s):// URI.
 
     Text holds one uri a line; empty lines and lines that begin with '#' are skipped. CSV and Parquet have a column
-    `uri`, and optionally `scene_id`; others are ignored. A manifest without uris is a ConfigError.
+    `uri`, and optionally `scene_id` and `mosaic` (the rows that share one are sheets of one scene of that name); others
+    are ignored. A manifest without uris is a ConfigError.
     """
     name, data = redact(uri), _read(uri)
     extension = PurePosixPath(urlsplit(uri).path if "://" in uri else uri).suffix.lower()
@@ -49,9 +60,15 @@ def read_manifest(uri: str) -> list[Entry]:
         rows = _csv_rows(_text(data, name), name)
     else:
         lines = (line.strip() for line in _text(data, name).splitlines())
-        rows = [(line, None) for line in lines if line and not line.startswith("#")]
+        rows = [{"uri": line} for line in lines if line and not line.startswith("#")]
     folder = uri.rpartition("/")[0] if "://" in uri else str(Path(uri).absolute().parent)
-    entries = [Entry(_resolved(u, folder), check_scene_id(i, name) if i else None) for u, i in rows]
+    entries = [
+        Entry(
+            _resolved(row["uri"], folder),
+            *(check_scene_id(row[key], name) if row.get(key) else None for key in ("scene_id", "mosaic")),
+        )
+        for row in rows
+    ]
     if not entries:
         raise ConfigError(f"a manifest lists at least one scene, got none in {name}; add one uri a line")
     return entries
@@ -77,24 +94,23 @@ def _text(data: bytes, name: str) -> str:
         raise ConfigError(f"a manifest is UTF-8 text, got {name} ({error}); save it as UTF-8") from None
 
 
-def _csv_rows(text: str, name: str) -> list[tuple[str, str | None]]:
+def _csv_rows(text: str, name: str) -> list[dict[str, str]]:
     reader = csv.DictReader(io.StringIO(text), skipinitialspace=True)
     _require_uri(list(reader.fieldnames or []), name)
-    rows = ((row["uri"], row.get("scene_id")) for row in reader)
-    return [(uri.strip(), scene_id.strip() if scene_id else None) for uri, scene_id in rows if uri and uri.strip()]
+    rows = [{key: row[key].strip() for key in COLUMNS if row.get(key)} for row in reader]
+    return [row for row in rows if row.get("uri")]
 
 
-def _parquet_rows(data: bytes, name: str) -> list[tuple[str, str | None]]:
+def _parquet_rows(data: bytes, name: str) -> list[dict[str, str]]:
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
         columns = list(file.schema_arrow.names)
         _require_uri(columns, name)
-        table = file.read(columns=[c for c in ("uri", "scene_id") if c in columns])
+        table = file.read(columns=[c for c in COLUMNS if c in columns])
     except pa.ArrowException as error:
         raise ConfigError(f"a manifest named .parquet is a Parquet file, got {name} ({error}); rewrite it") from None
-    uris = table["uri"].to_pylist()
-    ids = table["scene_id"].to_pylist() if "scene_id" in table.column_names else [None] * len(uris)
-    return [(str(u), None if i is None else str(i)) for u, i in zip(uris, ids, strict=True) if u]
+    rows = ({key: str(value) for key, value in row.items() if value is not None} for row in table.to_pylist())
+    return [row for row in rows if row.get("uri")]
 
 
 def _require_uri(columns: list[str], name: str) -> None:

@@ -18,6 +18,7 @@ LAYERS = {
     1: (
         "grid",
         "blocks",
+        "sheets",
         "geo",
         "geodesy",
         "masks",
