@@ -70,7 +70,8 @@ class Inputs(Section):
         default=False, description="All files are sheets, adjoining or overlapping, of one scene: a mosaic."
     )
     mosaic_id: str | None = Field(
-        default=None, description="scene_id of that mosaic; default: the name of the folder that holds the sheets."
+        default=None,
+        description="scene_id of that mosaic, implies --mosaic; default: the name of the folder that holds the sheets.",
     )
     mosaic_crs: str | None = Field(
         default=None,
@@ -94,14 +95,6 @@ class Inputs(Section):
         ge=1,
         description="Scenes with more pixels than this are refused: a guard against decompression bombs.",
     )
-
-    @model_validator(mode="after")
-    def _check(self) -> Inputs:
-        if self.mosaic_id and not self.mosaic:
-            raise ConfigError(
-                f"mosaic_id names the mosaic of all inputs, got mosaic_id={self.mosaic_id} without it; add --mosaic"
-            )
-        return self
 
 
 class Grid(Section):

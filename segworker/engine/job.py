@@ -156,7 +156,7 @@ def make_job(config: JobConfig, model: ModelFacts, run_id: str) -> Job:
         limits=Limits(scene_px=config.inputs.max_scene_px),
         bands=config.inputs.bands,
         spec=model.spec,
-        mosaic=MosaicOptions(config.inputs.mosaic, config.inputs.mosaic_id, config.inputs.mosaic_crs),
+        mosaic=_mosaic_options(config),
     )
     failures = list(found.failures)
     table_crs = (
@@ -191,6 +191,11 @@ def make_job(config: JobConfig, model: ModelFacts, run_id: str) -> Job:
     )
     failures.sort(key=lambda f: f.scene_id)
     return Job(config, common, scenes, grids, tuple(blocks), tuple(failures), mosaics=mosaics)
+
+
+def _mosaic_options(config: JobConfig) -> MosaicOptions:
+    inputs = config.inputs
+    return MosaicOptions(inputs.mosaic or inputs.mosaic_id is not None, inputs.mosaic_id, inputs.mosaic_crs)
 
 
 def _tile_and_overlap(config: JobConfig, spec: InputSpec) -> tuple[int, int]:

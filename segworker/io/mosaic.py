@@ -15,6 +15,7 @@ from typing import Protocol, Self
 
 import numpy as np
 
+from segworker.errors import ReadError, SceneError
 from segworker.io.bands import BandPlan, Pixels
 from segworker.io.resample import Valid
 from segworker.types import Affine6, Scene, Sheet, Window
@@ -62,7 +63,10 @@ class MosaicLevel:
         self._readers: OrderedDict[int, SheetReader] = OrderedDict()
 
     def read(self, window: Window) -> tuple[Pixels, Valid]:
-        """Return (bands, h, w) and (h, w) validity of a window in this level's pixels; 0 where nothing is valid."""
+        """Return (bands, h, w) and (h, w) validity of a window in this level's pixels; 0 where nothing is valid.
+
+        ReadError where a sheet is damaged there, or cannot be opened any more.
+        """
         pixels = np.zeros((self.plan.num_bands, *window.shape_yx), self.scene.dtype)
         valid = np.zeros(window.shape_yx, np.bool_)
         for k in self._under(window)[::-1]:
@@ -95,7 +99,10 @@ class MosaicLevel:
         if k not in self._readers:
             if len(self._readers) >= MAX_OPEN:
                 self._readers.popitem(last=False)[1].__exit__(None, None, None)
-            self._readers[k] = self._open_sheet(self.scene.sheets[k].scene, self._factor).__enter__()
+            try:
+                self._readers[k] = self._open_sheet(self.scene.sheets[k].scene, self._factor).__enter__()
+            except SceneError as error:  # gone since it was planned: what does not need it can still be read
+                raise ReadError(str(error)) from None
         self._readers.move_to_end(k)
         return self._readers[k]
 

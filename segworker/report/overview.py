@@ -15,7 +15,7 @@ import shapely
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from segworker.errors import SegworkerError
+from segworker.errors import SceneError, SegworkerError
 from segworker.geo import reproject, to_scene_px
 from segworker.grid import Grid
 from segworker.io.raster import SceneReader
@@ -26,6 +26,8 @@ from segworker.types import InputSpec, Scene, Window
 
 MAX_SIDE_PX = 1600
 MIN_SIDE_PX = 512
+MAX_SHEETS = 2000
+"Mosaics of more sheets get no picture: each sheet would be opened for a few pixels."
 MAX_OUTLINES = 200_000
 "Beyond this many, objects smaller than a pixel of the picture are left out first, then the rest."
 COLOURS = ("#ffd400", "#00e5ff", "#ff4fd8", "#7cff4f", "#ff7a1a", "#b388ff", "#ffffff", "#ff3b30")
@@ -54,6 +56,8 @@ def draw_overviews(
 
 def draw_overview(storage: Storage, scene: Scene, grid: Grid, table_crs: TableCrs) -> Image.Image:
     """Return the picture of one scene with the live features of the table."""
+    if len(scene.sheets) > MAX_SHEETS:
+        raise SceneError(f"a picture is drawn of at most {MAX_SHEETS} sheets, got {len(scene.sheets)}; open the store")
     scale = _picture_scale(scene)
     picture = _picture(scene, scale)
     canvas = ImageDraw.Draw(picture, "RGBA")

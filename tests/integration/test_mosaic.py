@@ -111,7 +111,7 @@ def test_a_missing_and_a_broken_sheet_are_nodata(bands: np.ndarray, tmp_path: Pa
     paths[missing].unlink()
     paths[broken].write_bytes(b"II*\0 this was a TIFF once")
     assert segment(tmp_path / "plain", tmp_path / "one.tif", **GRID).exit_code == 0
-    options = {"mosaic": True, "mosaic_id": "north-field", **GRID}
+    options = {"mosaic_id": "north-field", **GRID}
     summary = segment(tmp_path / "store", tmp_path / "farm", **options)
     assert summary.exit_code == 3
     columns = [name for name in SAME if name != "area_m2"]

@@ -24,6 +24,9 @@ from segworker.errors import ConfigError
 FULL = {
     "scenes": ["a.tif", "s3://bucket/b/*.tif"],
     "manifest": "scenes.csv",
+    "mosaic": True,
+    "mosaic_id": "north",
+    "mosaic_crs": "EPSG:32636",
     "bands": [3, 2, 1],
     "value_range": "percentile:1,99.5",
     "aoi": "farm.gpkg",

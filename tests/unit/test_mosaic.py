@@ -10,13 +10,14 @@ import pytest
 import rasterio
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp, Resampling
 from rasterio.merge import merge
 from rasterio.warp import transform_bounds
 
 from segworker.blocks import Block, SceneGrid, plan_blocks
 from segworker.config_values import ValueRange
-from segworker.errors import ConfigError, SceneError
+from segworker.errors import ConfigError, ReadError, SceneError
 from segworker.grid import Grid
 from segworker.io.header import REGRIDDED, Limits
 from segworker.io.raster import SceneReader
@@ -226,6 +227,25 @@ def test_a_sheet_on_another_grid_is_resampled_to_that_of_the_most(name: str, crs
     assert abs(seen.sum() * 4 - valid.sum()) < 0.06 * valid.sum()
 
 
+def test_a_sheet_placed_by_ground_control_points(tmp_path: Path) -> None:
+    for k in range(2):
+        place = PLACE @ rasterio.Affine.translation(0, 60 * k)
+        write(tmp_path / "m", f"b{k}.tif", Window(0, 60 * k, 80, 60), waves(place, 80, 60))
+    place = PLACE @ rasterio.Affine.translation(80, 10)
+    corners = [(0, 0), (0, 90), (70, 90), (70, 0)]
+    points = [GroundControlPoint(row, col, *(place @ (col, row))) for row, col in corners]
+    write_raster(tmp_path / "m" / "c.tif", waves(place, 90, 70), crs=UTM, gcps=points)
+    scene = found(tmp_path / "m")
+    assert scene.transform == tuple(PLACE)[:6]
+    pixels, valid = read(scene)
+    expected = waves(PLACE, scene.width, scene.height)
+    inner = np.zeros_like(valid)
+    inner[:120, :80] = True
+    inner[12:78, 82:168] = True
+    assert valid[inner].all()
+    assert np.abs(pixels[0][inner].astype(int) - expected[0][inner]).max() <= 12
+
+
 def test_sheets_of_another_crs_are_refused_or_warped_by_choice(tmp_path: Path) -> None:
     write(tmp_path / "m", "a.tif", Window(0, 0, 80, 60), waves(PLACE, 80, 60))
     write(tmp_path / "m", "b.tif", Window(0, 60, 80, 60), waves(PLACE @ rasterio.Affine.translation(0, 60), 80, 60))
@@ -294,6 +314,27 @@ def test_a_mosaic_of_broken_sheets_is_a_failed_scene(tmp_path: Path) -> None:
     assert [scene.scene_id for scene in plan.scenes] == ["two"]
     assert [(f.scene_id, f.is_sheet) for f in plan.failures] == [("one", False), ("one", True), ("one", True)]
     assert "at least one sheet" in str(plan.failures[0].error)
+
+
+def test_a_sheet_that_is_gone_fails_the_windows_that_need_it(tmp_path: Path) -> None:
+    paths = write_sheets(tmp_path / "m", np.ones((1, 20, 60), np.uint8), lattice(60, 20, 20))
+    scene = found(tmp_path / "m")
+    paths[1].unlink()
+    with SceneReader(scene) as reader:
+        for left in (0, 40):
+            assert reader.read_window(Window(left, 0, 20, 20))[1].all()
+        with pytest.raises(ReadError, match="which does not exist"):
+            reader.read_window(Window(10, 0, 20, 20))
+
+
+def test_signatures_of_sheets_are_not_told(tmp_path: Path) -> None:
+    write_sheets(tmp_path, np.ones((1, 20, 20), np.uint8), [Window(0, 0, 20, 20)])
+    presigned = "http://127.0.0.1:9/farm/b.tif?X-Amz-Signature=hidden"
+    (tmp_path / "list.csv").write_text(f"uri,mosaic\nsheet_000.tif,m\n{presigned},m\n")
+    plan = find_scenes([str(tmp_path / "list.csv")])
+    assert [scene.scene_id for scene in plan.scenes] == ["m"]
+    assert plan.failures[0].uri == "http://127.0.0.1:9/farm/b.tif"
+    assert "hidden" not in repr(plan)
 
 
 # -- names -----------------------------------------------------------------------------------------------------------
