@@ -1,8 +1,8 @@
 """Phase 2 on Ray: the four stitch passes as tasks over shards, then parts.
 
-Blocks that hold whole scenes are finished in one task each group. Scenes of several blocks go through the passes of
-`stitch`; between them only border components, row counts and sums come to the driver, the rest stays in Ray's object
-store, from where it may spill to disk.
+Scenes whose shards fit a task together are stitched in one, several of them in each. Larger ones go through the passes
+of `stitch`; between them only border components, row counts and sums come to the driver, the rest stays in Ray's object
+store: results of tasks, which Ray spills to disk where memory is short and makes again where a node is lost.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import ray
 
 from segworker.blocks import Block, TileRange
-from segworker.engine.cluster import cluster_resources
+from segworker.engine.calls import in_order
 from segworker.engine.job import BlockTask, Common, Job, with_grid_limits
 from segworker.engine.writing import GroupResult, finish, write_group
 from segworker.grid import Grid
@@ -31,9 +31,10 @@ from segworker.stitch import (
     TileKey,
     assemble_block,
     cut_block,
+    find_homes,
+    iter_ranks,
     join_blocks,
     link_block,
-    rank_blocks,
     stitch_linked,
     summarise,
     sure_tiles,
@@ -43,9 +44,7 @@ from segworker.types import Instances
 PART_FEATURES = 250_000
 "Features of one part, and annotations of one COCO file."
 SMALL_BYTES = 8_000_000
-"Shard bytes of the small scenes that share a part: it comes out below 32 MB."
-MAX_IN_FLIGHT = 4
-"Tasks submitted for each CPU."
+"Shard bytes of the scenes that share a task and a part, which comes out below 32 MB."
 
 
 @dataclass(slots=True)
@@ -90,61 +89,58 @@ def stitch_blocks(
     """
     shared = ray.put(job.common)
     stitched = Stitched([], SeamCounts())
-    small = [b for b in job.blocks if b.ranges[0].whole and b.number in shard_bytes]
-    groups = list(_grouped(small, shard_bytes, SMALL_BYTES))
-    arguments = [
-        (shared, k, [job.task(b) for b in group], {r.scene_id: scene_nos[r.scene_id] for b in group for r in b.ranges})
+    small, large = _units(job, shard_bytes)
+    sizes = [sum(shard_bytes[b.number] for b in unit) for unit in small]
+    groups = _grouped(sizes, SMALL_BYTES)
+    arguments = (
+        (
+            shared,
+            k,
+            [[job.task(b) for b in small[u]] for u in group],
+            {r.scene_id: scene_nos[r.scene_id] for u in group for b in small[u] for r in b.ranges},
+        )
         for k, group in enumerate(groups)
-    ]
-    for group, (result, counts) in zip(groups, _in_order(_finish_small, arguments), strict=True):
+    )
+    results = in_order(_finish_small, arguments, what="stitching small scenes")
+    for group, (result, counts) in zip(groups, results, strict=True):
         stitched.groups.append(result)
         for seen, ious in counts:
             stitched.seams.add(seen, ious)
-        tell(sum(b.num_tiles for b in group))
-    large: dict[str, list[Block]] = {}
-    for block in job.blocks:
-        if not block.ranges[0].whole:
-            large.setdefault(block.ranges[0].scene_id, []).append(block)
-    for scene_id, blocks in large.items():
-        _stitch_large(job, shared, scene_id, blocks, scene_nos, stitched, tell)
+        tell(sum(b.num_tiles for u in group for b in small[u]))
+    for blocks in large:
+        _stitch_large(job, shared, blocks, scene_nos, stitched, tell)
     return stitched
 
 
-def _grouped(blocks: Sequence[Block], sizes: Mapping[int, int], limit: int) -> Iterator[list[Block]]:
-    group: list[Block] = []
+def _units(job: Job, shard_bytes: Mapping[int, int]) -> tuple[list[list[Block]], list[list[Block]]]:
+    """Return (what one task can stitch: a block of whole scenes, or all blocks of one; blocks of larger scenes)."""
+    small: list[list[Block]] = []
+    scenes: dict[str, list[Block]] = {}
+    for block in job.blocks:
+        if block.number not in shard_bytes:  # nothing of it is durable: all of its tiles failed
+            continue
+        if block.ranges[0].whole:
+            small.append([block])
+        else:
+            scenes.setdefault(block.ranges[0].scene_id, []).append(block)
+    large: list[list[Block]] = []
+    for blocks in scenes.values():
+        fits = sum(shard_bytes[b.number] for b in blocks) <= SMALL_BYTES
+        (small if fits else large).append(blocks)
+    return small, large
+
+
+def _grouped(sizes: Sequence[int], limit: int) -> list[list[int]]:
+    """Return neighbouring positions in groups whose sizes add up to the limit at most."""
+    groups: list[list[int]] = []
     total = 0
-    for block in blocks:
-        if group and total + sizes[block.number] > limit:
-            yield group
-            group, total = [], 0
-        group.append(block)
-        total += sizes[block.number]
-    if group:
-        yield group
-
-
-def _in_order(  # a remote function has no public type
-    function: Any,  # noqa: ANN401
-    arguments: Sequence[tuple[Any, ...]],
-    num_returns: int = 1,
-) -> Iterator[Any]:
-    """Call a remote function with each of the arguments, a bounded number at a time; yield results in order."""
-    limit = max(2, MAX_IN_FLIGHT * int(cluster_resources().get("CPU", 1)))
-    pending: list[Any] = []
-    for k, argument in enumerate(arguments):
-        pending.append(function.remote(*argument))
-        if k >= limit - 1:
-            yield _first(pending[k - limit + 1], num_returns)
-            pending[k - limit + 1] = None
-    for reference in pending[max(0, len(arguments) - limit + 1) :]:
-        yield _first(reference, num_returns)
-
-
-def _first(reference: Any, num_returns: int) -> Any:  # noqa: ANN401 - whatever the task returns
-    """Return the task's result; where it has several, the fetched first one and the references to the others."""
-    if num_returns == 1:
-        return ray.get(reference)
-    return (ray.get(reference[0]), *reference[1:])
+    for k, size in enumerate(sizes):
+        if not groups or total + size > limit:
+            groups.append([])
+            total = 0
+        groups[-1].append(k)
+        total += size
+    return groups
 
 
 # ------------------------------------------------------------------------------------------------ tasks
@@ -152,18 +148,18 @@ def _first(reference: Any, num_returns: int) -> Any:  # noqa: ANN401 - whatever 
 
 @ray.remote(max_retries=3)
 def _finish_small(
-    common: Common, number: int, tasks: Sequence[BlockTask], scene_nos: Mapping[str, int]
+    common: Common, number: int, units: Sequence[Sequence[BlockTask]], scene_nos: Mapping[str, int]
 ) -> tuple[GroupResult, list[tuple[Any, Any]]]:
-    """Stitch blocks of whole scenes and write them as one part."""
+    """Stitch units of whole scenes and write them as one part."""
     found = []
     counts = []
-    for task in tasks:
-        tiles = _read_tiles(common, task)
-        for part in task.block.ranges:
-            scene, grid = task.scenes[part.scene_id], task.grids[part.scene_id]
-            own = tiles.get(part.scene_id, {})
-            if not own:
-                continue
+    for tasks in units:
+        tiles: dict[str, dict[TileKey, Instances]] = {}
+        for task in tasks:
+            for scene_id, own in _read_tiles(common, task).items():
+                tiles.setdefault(scene_id, {}).update(own)
+        for scene_id, own in tiles.items():
+            scene, grid = tasks[0].scenes[scene_id], tasks[0].grids[scene_id]
             options = with_grid_limits(common.options, common, grid)
             features, links = stitch_linked(list(own.values()), grid=grid, options=options)
             counts.append((links.seen, links.iou_sums))
@@ -212,12 +208,12 @@ def _cut(
 @ray.remote(max_retries=3)
 def _assemble(
     common: Common,
-    number: int,
     tasks: Sequence[BlockTask],
     whole: Sequence[ray.ObjectRef[Pieces]],
     parts: Mapping[int, ray.ObjectRef[Pieces]],
     ranks: Sequence[BlockRank],
-    scene_no: int,
+    number: int,
+    scene_nos: Mapping[str, int],
 ) -> GroupResult:
     """Pass D for a group of blocks of one scene, and their part."""
     found = []
@@ -229,15 +225,14 @@ def _assemble(
         features = assemble_block(
             pieces, Pieces.concatenate([pieces.take(np.zeros(0, np.int64)), *foreign]), rank, block_range.region(grid)
         )
-        found.append(finish(features, scene=scene, scene_no=scene_no, grid=grid, common=common))
-    scene_id = tasks[0].block.ranges[0].scene_id
-    return write_group(number, found, scene_nos={scene_id: scene_no}, common=common)
+        found.append(finish(features, scene=scene, scene_no=scene_nos[scene.scene_id], grid=grid, common=common))
+    return write_group(number, found, scene_nos=scene_nos, common=common)
 
 
 def _home_parts(rank: BlockRank, parts: Mapping[int, ray.ObjectRef[Pieces]]) -> list[Pieces]:
     """Fetch the parts of a block's border features from each block that holds some, one after the other."""
     found = []
-    for source in sorted({s for sources in rank.sources for s in sources}):
+    for source in rank.sources:
         pieces: Pieces = ray.get(parts[source])
         found.append(pieces.take(np.flatnonzero(np.isin(pieces.features, rank.home))))
     return found
@@ -267,74 +262,100 @@ def _read_some(
 def _stitch_large(
     job: Job,
     shared: ray.ObjectRef[Common],
-    scene_id: str,
     blocks: Sequence[Block],
     scene_nos: Mapping[str, int],
     stitched: Stitched,
     tell: Callable[[int], None],
 ) -> None:
-    """Take one scene of several blocks through the four passes."""
+    """Take one scene of several blocks through the four passes.
+
+    What a pass needs of a block is made when its task is submitted, and let go of when the last task that needs it has
+    finished: the driver holds references, border components and a count for each pixel row of a block.
+    """
+    scene_id = blocks[0].ranges[0].scene_id
     grid = job.grids[scene_id]
     options = with_grid_limits(job.common.options, job.common, grid)
-    tasks = [job.task(b) for b in blocks if b.number not in job.lost]
-    rings = _rings(job.common, tasks, grid)
+    ring_of = _Neighbours(job, blocks, grid).ring
     borders: list[BorderLinks] = []
-    links = []
-    for (border, seen, ious), full in _in_order(_link, [(shared, t, r) for t, r in zip(tasks, rings, strict=True)], 2):
+    links: list[Any] = []
+    calls: Iterator[tuple[Any, ...]] = ((shared, job.task(b), ring_of(b)) for b in blocks)
+    for (border, seen, ious), full in in_order(_link, calls, what=f"linking tiles of {scene_id}", num_returns=2):
         borders.append(border)
         links.append(full)
         stitched.seams.add(seen, ious)
     reached("linked")
     joined = join_blocks(borders)
-    arguments = [(shared, *each) for each in zip(tasks, rings, links, joined, strict=True)]
-    cut = list(_in_order(_cut, arguments, 3))
+    borders.clear()
+    calls = ((shared, job.task(b), ring_of(b), _taken(links, k), _taken(joined, k)) for k, b in enumerate(blocks))
+    cut = list(in_order(_cut, calls, what=f"cutting objects of {scene_id}", num_returns=3))
     summaries, whole, parts = (list(column) for column in zip(*cut, strict=True))
+    del cut
     reached("cut")
-    ranks = rank_blocks(summaries, options=options)
-    counts = {k: int(s.rows.sum()) + len(r.home) for k, (s, r) in enumerate(zip(summaries, ranks, strict=True))}
-    numbered = [Block(k, "", t.block.ranges) for k, t in enumerate(tasks)]
-    groups = [[b.number for b in group] for group in _grouped(numbered, counts, PART_FEATURES)]
+    homes = find_homes(summaries, options=options)
+    counts = [int(s.rows.sum()) + int(homes.starts[k + 1] - homes.starts[k]) for k, s in enumerate(summaries)]
+    groups = _grouped(counts, PART_FEATURES)
     first = len(stitched.groups)
-    calls = []
-    for k, group in enumerate(groups):
-        sources = {s for b in group for of_one in ranks[b].sources for s in of_one}
-        calls.append(
-            (
-                shared,
-                first + k,
-                [tasks[b] for b in group],
-                [whole[b] for b in group],
-                {s: parts[s] for s in sources},
-                [ranks[b] for b in group],
-                scene_nos[scene_id],
-            )
+    ranks = iter_ranks(summaries, homes)
+    numbers = {scene_id: scene_nos[scene_id]}
+    calls = (
+        (
+            shared,
+            *_assembly(job, [blocks[b] for b in group], [next(ranks) for _ in group], whole, parts),
+            first + k,
+            numbers,
         )
-    for group, result in zip(groups, _in_order(_assemble, calls), strict=True):
+        for k, group in enumerate(groups)
+    )
+    for group, result in zip(groups, in_order(_assemble, calls, what=f"assembling {scene_id}"), strict=True):
         stitched.groups.append(result)
-        tell(sum(tasks[b].block.num_tiles for b in group))
+        tell(sum(blocks[b].num_tiles for b in group))
 
 
-def _rings(common: Common, tasks: Sequence[BlockTask], grid: Grid) -> list[list[tuple[str, list[TileKey]]]]:
-    """Return for each block where the tiles around it are: shard paths and tile keys."""
-    corners = {(t.block.ranges[0].row_start, t.block.ranges[0].col_start): t for t in tasks}
-    rows = sorted({key[0] for key in corners})
-    cols = sorted({key[1] for key in corners})
+def _assembly(
+    job: Job,
+    blocks: Sequence[Block],
+    ranks: Sequence[tuple[int, BlockRank]],
+    whole: list[Any],
+    parts: Sequence[Any],
+) -> tuple[Any, ...]:
+    """Return the arguments of pass D for a group of blocks; blocks of a scene are in the order of their ranks."""
+    sources = {s for _, rank in ranks for s in rank.sources}
+    tasks, own = [job.task(b) for b in blocks], [_taken(whole, k) for k, _ in ranks]
+    return tasks, own, {s: parts[s] for s in sources}, [rank for _, rank in ranks]
 
-    def task_at(row: int, col: int) -> BlockTask | None:
-        top, left = rows[np.searchsorted(rows, row, "right") - 1], cols[np.searchsorted(cols, col, "right") - 1]
-        found = corners.get((top, left))
-        return found if found is not None and _holds(found.block.ranges[0], row, col) else None
 
-    result = []
-    for task in tasks:
+def _taken(items: list[Any], k: int) -> Any:  # noqa: ANN401 - of any type
+    """Return an item that the list need not hold any more."""
+    item, items[k] = items[k], None
+    return item
+
+
+class _Neighbours:
+    """Finds the blocks around a block of a scene; those without a shard are absent."""
+
+    def __init__(self, job: Job, blocks: Sequence[Block], grid: Grid) -> None:
+        self.job, self.grid = job, grid
+        self.corners = {(b.ranges[0].row_start, b.ranges[0].col_start): b for b in blocks}
+        self.rows = np.unique([row for row, _ in self.corners])
+        self.cols = np.unique([col for _, col in self.corners])
+
+    def ring(self, block: Block) -> list[tuple[str, list[TileKey]]]:
+        """Return where the tiles around a block are: shard paths and tile keys."""
         wanted: dict[str, list[TileKey]] = {}
-        for row, col in task.block.ranges[0].ring(grid):
-            other = task_at(row, col)
+        for row, col in block.ranges[0].ring(self.grid):
+            other = self._block_at(row, col)
             if other is not None:
-                path = shard_path(common.tile_key, other.block.key, partial=other.partial)
+                partial = other.number in self.job.partial
+                path = shard_path(self.job.common.tile_key, other.key, partial=partial)
                 wanted.setdefault(path, []).append((row, col))
-        result.append(sorted(wanted.items()))
-    return result
+        return sorted(wanted.items())
+
+    def _block_at(self, row: int, col: int) -> Block | None:
+        place_y, place_x = np.searchsorted(self.rows, row, "right"), np.searchsorted(self.cols, col, "right")
+        if not place_y or not place_x:
+            return None
+        found = self.corners.get((int(self.rows[place_y - 1]), int(self.cols[place_x - 1])))
+        return found if found is not None and _holds(found.ranges[0], row, col) else None
 
 
 def _holds(part: TileRange, row: int, col: int) -> bool:

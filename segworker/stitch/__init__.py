@@ -30,7 +30,16 @@ from segworker.stitch.parts import (
     StitchOptions,
     sure_tiles,
 )
-from segworker.stitch.rank import BlockRank, PieceSummary, assemble_block, rank_blocks, summarise
+from segworker.stitch.rank import (
+    BlockRank,
+    Homes,
+    PieceSummary,
+    assemble_block,
+    find_homes,
+    iter_ranks,
+    rank_blocks,
+    summarise,
+)
 from segworker.stitch.sums import SCORE_ONE, TileKey
 from segworker.types import Instances, Window
 
@@ -42,12 +51,15 @@ __all__ = [
     "BorderFeatures",
     "BorderLinks",
     "Features",
+    "Homes",
     "PieceSummary",
     "Pieces",
     "StitchOptions",
     "TileKey",
     "assemble_block",
     "cut_block",
+    "find_homes",
+    "iter_ranks",
     "join_blocks",
     "link_block",
     "rank_blocks",

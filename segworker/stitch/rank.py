@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
+from numpy.typing import NDArray
 
 from segworker import masks
 from segworker.masks import I64
@@ -31,7 +33,7 @@ class PieceSummary:
 
     region: Window
     "Grid pixels: the union of the block's cores."
-    rows: I64
+    rows: NDArray[np.uint32]
     "(height of the region,) whole features whose first pixel lies in each row."
     parts: I64
     "(P, 5) of border parts: feature, area, first pixel's row and column (past every other where empty), claimed area."
@@ -45,70 +47,84 @@ class BlockRank:
     "(height of the region,) index of the first feature of each row."
     home: I64
     "Border features that this block puts together, sorted."
-    sources: tuple[tuple[int, ...], ...]
-    "For each of them the numbers of the blocks that hold parts."
+    sources: tuple[int, ...]
+    "Numbers of the blocks that hold parts of them, sorted."
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Homes:
+    """Which block puts which border feature together: F features, by block and number."""
+
+    starts: I64
+    "(B + 1,) the features of block b are starts[b]:starts[b + 1]."
+    features: I64
+    "(F,)."
+    rows: I64
+    "(F,) of their first pixel."
+    source_starts: I64
+    "(F + 1,) the blocks with parts of feature f are sources[source_starts[f]:source_starts[f + 1]]."
+    sources: I64
+
+    def of_block(self, block: int) -> slice:
+        """Return the places of a block's features."""
+        return slice(int(self.starts[block]), int(self.starts[block + 1]))
+
+    def sources_of(self, block: int) -> tuple[int, ...]:
+        """Return the blocks that hold parts of a block's features."""
+        first, last = self.source_starts[self.starts[block]], self.source_starts[self.starts[block + 1]]
+        return tuple(np.unique(self.sources[first:last]).tolist())
 
 
 def summarise(pieces: Pieces, region: Window) -> PieceSummary:
     """Return what `rank_blocks` needs."""
     first = masks.first_pixels_yx(pieces.runs).astype(np.int64)
     whole = pieces.features < 0
-    rows = np.bincount(first[whole, 0] - region.row_off, minlength=region.height).astype(np.int64)
+    rows = np.bincount(first[whole, 0] - region.row_off, minlength=region.height).astype(np.uint32)
     first[first < 0] = EMPTY
     parts = np.column_stack([pieces.features, masks.areas_px(pieces.runs), first, pieces.claimed_px])[~whole]
     return PieceSummary(region, rows, parts.astype(np.int64))
 
 
 def rank_blocks(summaries: Sequence[PieceSummary], *, options: StitchOptions) -> list[BlockRank]:
-    """Give each block the indices of its features: dense, by first pixel in row order.
+    """Give each block the indices of its features: dense, by first pixel in row order."""
+    ranks = dict(iter_ranks(summaries, find_homes(summaries, options=options)))
+    return [ranks[b] for b in range(len(summaries))]
 
-    Blocks that lie beside each other must span the same rows, as rectangles of a grid of blocks do. Memory: one integer
-    for each pixel row of each block, and the border features.
+
+def iter_ranks(summaries: Sequence[PieceSummary], homes: Homes) -> Iterator[tuple[int, BlockRank]]:
+    """Yield (block, its rank) from top to bottom and left to right, holding one band of blocks at a time.
+
+    Blocks that lie beside each other must span the same rows, as rectangles of a grid of blocks do.
     """
-    home, sources, first_rows = _home_blocks(summaries, options)
-    counts = [s.rows.copy() for s in summaries]
-    for block, row in zip(home.values(), first_rows.values(), strict=True):
-        counts[block][row - summaries[block].region.row_off] += 1
     order = sorted(range(len(summaries)), key=lambda b: (summaries[b].region.row_off, summaries[b].region.col_off))
-    indices: list[I64] = [np.zeros(0, np.int64)] * len(summaries)
-    total, position = 0, 0
-    while position < len(order):
-        top = summaries[order[position]].region.row_off
-        band = [b for b in order[position:] if summaries[b].region.row_off == top]
-        table = np.stack([counts[b] for b in band], axis=1)
+    total = 0
+    for top, band in groupby(order, key=lambda b: summaries[b].region.row_off):
+        blocks = list(band)
+        table = np.stack([summaries[b].rows for b in blocks], axis=1).astype(np.int64)
+        for column, block in enumerate(blocks):
+            np.add.at(table[:, column], homes.rows[homes.of_block(block)] - top, 1)
         before = total + np.cumsum(table).reshape(table.shape) - table
-        for column, block in enumerate(band):
-            indices[block] = before[:, column]
+        for column, block in enumerate(blocks):
+            home = homes.features[homes.of_block(block)]
+            yield block, BlockRank(before[:, column].copy(), home, homes.sources_of(block))
         total += int(table.sum())
-        position += len(band)
-    of_block: list[list[int]] = [[] for _ in summaries]
-    for feature, block in home.items():
-        of_block[block].append(feature)
-    return [
-        BlockRank(indices[b], np.array(sorted(of_block[b]), np.int64), tuple(sources[f] for f in sorted(of_block[b])))
-        for b in range(len(summaries))
-    ]
 
 
-def _home_blocks(
-    summaries: Sequence[PieceSummary], options: StitchOptions
-) -> tuple[dict[int, int], dict[int, tuple[int, ...]], dict[int, int]]:
-    """Return for each kept border feature its home block, the blocks with parts of it, and its first row."""
-    table = np.concatenate(
-        [np.zeros((0, 6), np.int64)]
-        + [np.column_stack([s.parts, np.full(len(s.parts), b)]) for b, s in enumerate(summaries)]
-    )
+def find_homes(summaries: Sequence[PieceSummary], *, options: StitchOptions) -> Homes:
+    """Return the homes of the border features that the area limits keep: the block that holds the first pixel."""
+    numbered = [np.column_stack([s.parts, np.full(len(s.parts), b)]) for b, s in enumerate(summaries)]
+    table = np.concatenate([np.zeros((0, 6), np.int64), *numbered])
     table = table[np.lexsort((table[:, 3], table[:, 2], table[:, 0]))]
-    features, begins = np.unique(table[:, 0], return_index=True)
-    home, sources, rows = {}, {}, {}
-    if len(features):
-        kept = area_kept(np.add.reduceat(table[:, 1], begins), np.add.reduceat(table[:, 4], begins), options)
-        ends = np.append(begins[1:], len(table))
-        for feature, begin, end in zip(features[kept].tolist(), begins[kept], ends[kept], strict=True):
-            home[feature] = int(table[begin, 5])
-            rows[feature] = int(table[begin, 2])
-            sources[feature] = tuple(sorted(table[begin:end, 5].tolist()))
-    return home, sources, rows
+    begins = np.flatnonzero(np.diff(table[:, 0], prepend=-1))
+    counts = np.diff(np.append(begins, len(table)))
+    areas, claimed = (np.add.reduceat(table[:, k], begins) if len(begins) else begins for k in (1, 4))
+    kept = np.flatnonzero(area_kept(areas, claimed, options))
+    kept = kept[np.argsort(table[begins[kept], 5], kind="stable")]
+    lead, counts = table[begins[kept]], counts[kept]
+    source_starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    places = np.arange(int(counts.sum())) + np.repeat(begins[kept] - source_starts[:-1], counts)
+    starts = np.searchsorted(lead[:, 5], np.arange(len(summaries) + 1))
+    return Homes(starts.astype(np.int64), lead[:, 0], lead[:, 2], source_starts, table[places, 5])
 
 
 def assemble_block(pieces: Pieces, parts: Pieces, rank: BlockRank, region: Window) -> Features:

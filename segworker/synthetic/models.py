@@ -156,6 +156,6 @@ def perfect_rgb() -> PerfectModel:
     return PerfectModel(_raw(3), categories=_NAMELESS, label_bands=3, digit_base=256, has_class_band=False)
 
 
-def perfect_single() -> PerfectModel:
+def perfect_single(parts: Literal["one", "several"] = "one") -> PerfectModel:
     """Return the model for one band of labels below 2^24; one class."""
-    return PerfectModel(_raw(1), categories=_NAMELESS, label_bands=1, has_class_band=False)
+    return PerfectModel(_raw(1), categories=_NAMELESS, label_bands=1, has_class_band=False, parts=parts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -79,11 +79,21 @@ def repeat_raster(path: Path, source: Path, *, width: int, height: int) -> Path:
     Labels repeat too. That is harmless for perfect models as long as no window is larger than the source.
     """
     with unreferenced_allowed(), rasterio.open(source) as raster:
+        side_x, side_y = raster.width, raster.height
+    places = [(source, x, y) for y in range(0, height, side_y) for x in range(0, width, side_x)]
+    return place_rasters(path, places, width=width, height=height)
+
+
+def place_rasters(path: Path, places: Sequence[tuple[Path, int, int]], *, width: int, height: int) -> Path:
+    """Write a VRT of rasters of one size at (source, column, row); bands and type are the first one's."""
+    with unreferenced_allowed(), rasterio.open(places[0][0]) as raster:
         side_x, side_y, count, dtype = raster.width, raster.height, raster.count, raster.dtypes[0]
-    places = [(x, y) for y in range(0, height, side_y) for x in range(0, width, side_x)]
     bands = []
     for band in range(1, count + 1):
-        parts = [_vrt_part(source, band, (x, y), (min(side_x, width - x), min(side_y, height - y))) for x, y in places]
+        parts = [
+            _vrt_part(source, band, (x, y), (min(side_x, width - x), min(side_y, height - y)))
+            for source, x, y in places
+        ]
         bands.append(f'<VRTRasterBand dataType="{_GDAL_TYPES[dtype]}" band="{band}">{"".join(parts)}</VRTRasterBand>')
     path.write_text(f'<VRTDataset rasterXSize="{width}" rasterYSize="{height}">{"".join(bands)}</VRTDataset>')
     return path

@@ -170,9 +170,8 @@ def stitch_in_blocks(tiles: list[Instances], grid: Grid, side: int, options: Sti
     ranks = rank_blocks(summaries, options=options)
     found = []
     for mine, rank, region in zip(pieces, ranks, regions, strict=True):
-        sources = sorted({s for needed in rank.sources for s in needed})
-        assert all(len(set(needed)) == len(needed) for needed in rank.sources)
-        parts = Pieces.concatenate([mine.take(np.zeros(0, np.int64)), *(pieces[s] for s in sources)])
+        assert sorted(set(rank.sources)) == list(rank.sources)
+        parts = Pieces.concatenate([mine.take(np.zeros(0, np.int64)), *(pieces[s] for s in rank.sources)])
         found.append(assemble_block(mine, parts, rank, region))
     order_of = np.argsort(np.concatenate([f.index for f in found]), kind="stable")
     joined = Pieces.concatenate([f.pieces for f in found]).take(order_of)
