@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -126,3 +127,20 @@ class Logged:
 
 def logged(*, log: str) -> Logged:
     return Logged(perfect(), log)
+
+
+@dataclass(frozen=True)
+class Slow:
+    """Sees nothing, and takes its time for it without using a processor, as a GPU does."""
+
+    spec: InputSpec
+    seconds: float
+    categories: tuple[Category, ...] = (Category(1, "object"),)
+
+    def predict(self, images_BCHW: torch.Tensor, valid_BHW: torch.Tensor) -> list[Prediction]:
+        time.sleep(self.seconds)
+        return [_objects(np.zeros((1, 1), bool)) for _ in images_BCHW]
+
+
+def slow(seconds: float = 0.2) -> Slow:
+    return Slow(InputSpec(num_bands=3, scaling="none", stride=1, cut_trust_px=0), seconds)

@@ -76,6 +76,8 @@ class Common:
     coco: bool
     tile_timeout_s: float
     "For reading, predicting or decoding one tile; a call of the model counts as one."
+    batch_limit_px: int | None = None
+    "Pixels of one batch at most, where `--memory` asks for it; a batch has at least one tile."
 
     @property
     def storage(self) -> Storage:
@@ -89,7 +91,9 @@ class Common:
 
     def tiles_per_batch(self, shape_yx: tuple[int, int]) -> int:
         """Return the batch size for windows of a shape: fixed by the plan, whatever the machine."""
-        return self.batch_size or max(1, self.batch_px // max(1, shape_yx[0] * shape_yx[1]))
+        area = max(1, shape_yx[0] * shape_yx[1])
+        wanted = self.batch_size or max(1, self.batch_px // area)
+        return wanted if self.batch_limit_px is None else max(1, min(wanted, self.batch_limit_px // area))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -262,8 +266,8 @@ def _common(
         "batch": [batch_px, config.model.batch_size],
         "aoi": aoi_text,
     }
-    tile_key = _digest(told)
-    stitch_key = _digest(
+    tile_key = digest(told)
+    stitch_key = digest(
         [
             tile_key,
             repr(options),
@@ -294,7 +298,8 @@ def _common(
     )
 
 
-def _digest(told: object) -> str:
+def digest(told: object) -> str:
+    """Return a key for what is told, which JSON can hold."""
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:24]
 
 

@@ -18,7 +18,7 @@ from segworker.engine.account import Account
 from segworker.engine.cluster import choose_workers, cluster
 from segworker.engine.harvest import predict_job
 from segworker.engine.job import Job, make_job
-from segworker.engine.memory import check_memory
+from segworker.engine.memory import fit_memory
 from segworker.engine.phase2 import Stitched, stitch_blocks
 from segworker.engine.predictor import describe_model
 from segworker.engine.progress import Progress
@@ -68,7 +68,7 @@ def run(config: JobConfig) -> RunSummary:
     _log.info("run %s: %d scenes, %d tiles, %d blocks", run_id, len(job.scenes), job.num_tiles, len(job.blocks))
     if not job.scenes:
         raise _nothing_readable(job)
-    check_memory(job)
+    job = fit_memory(job)
     storage = open_storage(job.common.store_uri)
     with held(storage, run_id, tile_key=job.common.tile_key) as lease:
         announce(job, account)

@@ -9,7 +9,7 @@ import numpy as np
 
 from segworker.config import JobConfig
 from segworker.engine.job import Job, make_job
-from segworker.engine.memory import check_memory, worker_bytes
+from segworker.engine.memory import fit_memory, worker_bytes
 from segworker.engine.mosaics import count_sheets
 from segworker.engine.predictor import describe_model
 from segworker.errors import SegworkerError
@@ -38,7 +38,7 @@ def plan(config: JobConfig) -> PlanSummary:
     """Return what a run of this configuration would read, predict and write."""
     facts = describe_model(config.model.model, dict(config.model.model_options), config.model.weights)
     job = make_job(config, facts, "dry-run")
-    check_memory(job)
+    job = fit_memory(job)
     storage = open_storage(config.output.output)
     whole, _ = durable_blocks(storage, job.common.tile_key, (b.key for b in job.blocks))
     reused = sum(b.num_tiles for b in job.blocks if b.key in whole)

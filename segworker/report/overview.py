@@ -1,7 +1,8 @@
 """Overview pictures: a scene, downsampled, with the outlines of its objects and its grid of cores.
 
 Pixels are read through overviews at the picture's size, outlines come from the committed table batch by batch: nothing
-of a scene's size is held.
+of a scene's size is held. Nor is all of a huge scene read for a picture: without overviews inside it has outlines
+alone, and only so many objects are looked at.
 """
 
 from __future__ import annotations
@@ -29,7 +30,11 @@ MIN_SIDE_PX = 512
 MAX_SHEETS = 2000
 "Mosaics of more sheets get no picture: each sheet would be opened for a few pixels."
 MAX_OUTLINES = 200_000
-"Beyond this many, objects smaller than a pixel of the picture are left out first, then the rest."
+"Of objects that are larger than a pixel of the picture; further ones are left out."
+MAX_LOOKED_AT = 2_000_000
+"Objects that are read for one picture."
+MAX_READ_PX = 2**29
+"Pixels that are read for one picture."
 COLOURS = ("#ffd400", "#00e5ff", "#ff4fd8", "#7cff4f", "#ff7a1a", "#b388ff", "#ffffff", "#ff3b30")
 GRID_COLOUR = (255, 255, 255, 70)
 _log = logging.getLogger(__name__)
@@ -68,14 +73,15 @@ def draw_overview(storage: Storage, scene: Scene, grid: Grid, table_crs: TableCr
         y = position / grid.scale * scale
         canvas.line([(0, y), (picture.width, y)], fill=GRID_COLOUR, width=1)
     width = 2 if scale >= 1 else 1
-    drawn = 0
+    drawn = looked_at = 0
     for batch in iter_features(storage, columns=["class_id", "geometry"], scene_ids=[scene.scene_id]):
         shapes = shapely.from_wkb(batch["geometry"].to_numpy(zero_copy_only=False))
         shapes = _to_picture(shapes, scene, table_crs, scale)
-        for shape, class_id in zip(shapes, batch["class_id"].to_pylist(), strict=True):
-            if drawn >= MAX_OUTLINES:
-                return picture
-            drawn += _draw(canvas, shape, COLOURS[(class_id - 1) % len(COLOURS)], width)
+        drawn += _draw(canvas, shapes, batch["class_id"].to_numpy(), width, limit=MAX_OUTLINES - drawn)
+        looked_at += len(batch)
+        if drawn >= MAX_OUTLINES or looked_at >= MAX_LOOKED_AT:
+            _log.warning("the overview of %s shows the first %d objects only", scene.scene_id, looked_at)
+            break
     return picture
 
 
@@ -91,6 +97,9 @@ def _picture(scene: Scene, scale: float) -> Image.Image:
     grid = Grid.of_scene(scene, tile_px=MAX_SIDE_PX * 2, overlap_px=0, scale=min(scale, 1.0))
     bands = (1,) if scene.num_bands == 2 else None  # neither grey nor colour: the first one, as grey
     with SceneReader(scene, scale=grid.scale, bands=bands, spec=InputSpec(num_bands=3)) as reader:
+        if reader.level.width * reader.level.height > MAX_READ_PX:
+            _log.warning("%s has no overviews inside (gdaladdo makes them): its picture has no pixels", scene.scene_id)
+            return Image.new("RGB", (grid.width, grid.height))
         pixels, valid = reader.read_window(Window(0, 0, grid.width, grid.height))
     image = Image.fromarray(_stretched(pixels, valid))
     if scale > 1:
@@ -113,12 +122,22 @@ def _to_picture(shapes: NDArray[np.object_], scene: Scene, table_crs: TableCrs, 
     return np.asarray(shapely.transform(shapes, lambda xy: xy * scale), dtype=object)
 
 
-def _draw(canvas: ImageDraw.ImageDraw, shape: shapely.Geometry, colour: str, width: int) -> int:
-    """Draw a polygon's rings; return 1 where it is large enough to be seen."""
-    left, top, right, bottom = shapely.bounds(shape)
-    if right - left < 0.5 and bottom - top < 0.5:
-        canvas.point([(left, top)], fill=colour)
-        return 0
-    for ring in shapely.get_rings(shape):
-        canvas.line([tuple(point) for point in shapely.get_coordinates(ring).tolist()], fill=colour, width=width)
-    return 1
+def _draw(
+    canvas: ImageDraw.ImageDraw, shapes: NDArray[np.object_], class_ids: NDArray[np.integer], width: int, *, limit: int
+) -> int:
+    """Draw polygons' rings, and those that are smaller than a pixel as points; return the number of the others."""
+    bounds = shapely.bounds(shapes).reshape(-1, 4)
+    small = (bounds[:, 2:] - bounds[:, :2] < 0.5).all(axis=1)
+    for class_id in np.unique(class_ids[small]).tolist():
+        points = bounds[small & (class_ids == class_id), :2]
+        canvas.point(points.ravel().tolist(), fill=_colour(class_id))
+    large = np.flatnonzero(~small)[:limit]
+    for k in large.tolist():
+        for ring in shapely.get_rings(shapes[k]):
+            points = shapely.get_coordinates(ring)
+            canvas.line([tuple(point) for point in points.tolist()], fill=_colour(class_ids[k]), width=width)
+    return len(large)
+
+
+def _colour(class_id: int) -> str:
+    return COLOURS[(class_id - 1) % len(COLOURS)]

@@ -1,9 +1,9 @@
 """What each process below this one holds for itself, sampled while something runs. Linux only.
 
 USS is what would be free if a process ended: its private pages, from /proc/PID/smaps_rollup, as psutil counts it.
-Ray's object store is a file in memory that every worker maps: pages that one process alone has touched count as private,
-although they are the store's. So they are told apart: `own` is USS without what lies in shared memory, and the object store
-is measured once, by what its file system holds.
+Ray's object store is a file in memory that every worker maps: pages that one process alone has touched count as
+private, although they are the store's. So they are told apart: `own` is USS without what lies in shared memory, and the
+object store is measured once, by what its file system holds.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def kind_of(pid: int) -> str:
         return "ended"
     if command.startswith("ray::"):
         return command.removeprefix("ray::").split("(", 1)[0].split(".", 1)[0].strip() or "worker"
-    name = os.path.basename(command.split(" ", 1)[0])
+    name = Path(command.split(" ", 1)[0]).name
     return KINDS.get(name, "ray other" if "ray" in command else "other")
 
 

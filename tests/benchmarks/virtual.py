@@ -71,7 +71,7 @@ def report(outcome: Outcome) -> None:
     print(f"\n### {outcome.size_px:,} x {outcome.size_px:,} px\n")
     print(
         f"{counts['tiles']:,} tiles; {outcome.num_features:,} features, truth {outcome.num_truth:,}; their area "
-        f"{outcome.area_features:,} px, painted {outcome.area_truth:,}; the largest lies in {outcome.largest_tiles} tiles"
+        f"{outcome.area_features:,} px, painted {outcome.area_truth:,}; largest object in {outcome.largest_tiles} tiles"
     )
     print(
         f"{outcome.seconds:.0f} s ({', '.join(f'{k} {v:.1f}' for k, v in seconds.items())}), "
@@ -104,10 +104,8 @@ def main() -> None:
         print("\n| px | s | ns/px | largest process, own MB | of the one before |\n|---|---|---|---|---|")
         for k, o in enumerate(outcomes):
             before = f"{o.watch.worst / outcomes[k - 1].watch.worst:.2f}" if k else ""
-            print(
-                f"| {o.size_px:,} | {o.seconds:.0f} | {1e9 * o.seconds / o.size_px**2:.1f} | {o.watch.worst / 1e6:.0f} | "
-                f"{before} |"
-            )
+            pace, worst = 1e9 * o.seconds / o.size_px**2, o.watch.worst / 1e6
+            print(f"| {o.size_px:,} | {o.seconds:.0f} | {pace:.1f} | {worst:.0f} | {before} |")
 
 
 if __name__ == "__main__":

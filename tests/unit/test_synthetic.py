@@ -19,6 +19,7 @@ from segworker.synthetic import models, paint
 from segworker.synthetic.noise import Noise, SeenTile, noisy_tiles, oracle_pairs, perfect_tiles
 from segworker.synthetic.render import sample
 from segworker.synthetic.scenes import KINDS, make_scene, split_objects
+from segworker.synthetic.town import Town
 from segworker.synthetic.truth import TruthScene, connected_components, label_components, visible_truth
 from segworker.synthetic.virtual import VirtualScene
 from segworker.types import Category, LabelMasks, Window
@@ -293,6 +294,51 @@ def test_virtual_scenes_as_rasters(tmp_path: Path) -> None:
     endless = paint.repeat_raster(tmp_path / "endless.vrt", source, width=1000, height=500)
     assert np.array_equal(read(endless, Window(290, 210, 100, 100))[:, 10:, 10:], read(source)[:, :90, :90])
     assert read(endless, Window(990, 490, 10, 10)).shape == (3, 10, 10)
+
+
+@pytest.mark.parametrize(
+    "town",
+    [
+        Town(1152, cell_px=16, period_cells=24, district_periods=3),
+        Town(1536, cell_px=16, period_cells=24, district_periods=2),
+        Town(1900, cell_px=28, period_cells=12, district_periods=2),
+        Town(1500, cell_px=16, period_cells=24, block_cells=3, district_periods=3),
+    ],
+    ids=str,
+)
+def test_a_town_knows_what_is_in_it(town: Town, tmp_path: Path) -> None:
+    labels = read(town.paint(tmp_path))[0]
+    assert labels.shape == (town.size_px, town.size_px)
+    assert label_components(labels).max() == town.count_blobs() + town.num_networks
+    assert sum(int(label_components(labels == k).max()) for k in (1, 2)) == town.num_networks
+    assert sum(int((picture > 0).sum()) * count for picture, count in town.pictures()) == (labels > 0).sum()
+    period = town.period_px
+    inner = labels[period + 40 : 2 * period - 40, period + 40 : 2 * period - 40]
+    if town.district_periods > 2:
+        assert np.array_equal(inner, town._picture("city", (1, 1))[40:-40, 40:-40])
+
+
+def test_towns_that_cannot_be() -> None:
+    with pytest.raises(ValueError, match="pairs of streets"):
+        Town(2000, period_cells=9)
+    with pytest.raises(ValueError, match="a street of its own"):
+        Town(1536 + 50, cell_px=16, period_cells=24, district_periods=2)
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (1, 1), (1, 7), (9, 1), (60, 47)])
+def test_parts_are_the_components(shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(3)
+    for num_labels in (1, 2, 5):
+        labels = rng.integers(0, num_labels + 1, shape) * (rng.random(shape) < 0.7)
+        found, first, boxes = models.renumber_parts(labels)
+        wanted = label_components(labels) if labels.size else labels
+        pairs = set(zip(found.ravel().tolist(), wanted.ravel().tolist(), strict=True))
+        assert len({a for a, _ in pairs}) == len({b for _, b in pairs}) == len(pairs)
+        assert len(first) == len(boxes) == wanted.max(initial=0)
+        for i in range(len(first)):
+            ys, xs = np.nonzero(found == i + 1)
+            assert first[i] == ys[0] * shape[1] + xs[0]
+            assert boxes[i].tolist() == [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
 
 
 def test_sample_data_and_its_truth_agree(tmp_path: Path) -> None:
