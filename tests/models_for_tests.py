@@ -139,7 +139,7 @@ class Slow:
 
     def predict(self, images_BCHW: torch.Tensor, valid_BHW: torch.Tensor) -> list[Prediction]:
         time.sleep(self.seconds)
-        return [_objects(np.zeros(seen.shape, bool)) for seen in valid_BHW.numpy()]
+        return [_objects(np.zeros(images_BCHW.shape[2:], bool)) for _ in valid_BHW]
 
 
 def slow(seconds: float = 0.2) -> Slow:
