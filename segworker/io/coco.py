@@ -33,6 +33,7 @@ BLOCK_PX = 32_768
 "Side of the blocks of larger scenes."
 ANNOTATIONS_PER_FILE = 250_000
 BATCH = 2_048
+_ENCODER = json.JSONEncoder(separators=(",", ":"), check_circular=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +219,7 @@ class CocoWriter:
         return {"id": (image.scene_no << INDEX_BITS) + MAX_FEATURES_PER_SCENE - count, **annotation}
 
     def _write(self, annotation: dict[str, Any]) -> None:
-        self._put(("\n" if self.num_annotations == 0 else ",\n") + json.dumps(annotation, separators=(",", ":")))
+        self._put(("\n" if self.num_annotations == 0 else ",\n") + _ENCODER.encode(annotation))
         self.num_annotations += 1
 
     def _put(self, text: str, *, last: bool = False) -> None:
@@ -246,15 +247,17 @@ def _annotations_of_batch(image: CocoImage, features: CocoFeatures) -> Iterator[
     lefts, tops, rights, bottoms = shapely.bounds(polygons).reshape(-1, 4).T
     boxes = np.stack([lefts, tops, rights - lefts, bottoms - tops], axis=1)
     segmentations = segmentations_of(polygons, window.height, window.width)
+    box_lists, area_list, scores = _numbers(boxes), _numbers(areas), features.scores.astype(np.float64).tolist()
+    class_ids, ids = features.class_ids.tolist(), features.feature_ids.tolist()
     for i in np.flatnonzero(~shapely.is_empty(polygons)).tolist():
         yield {
             "image_id": image.image_id,
-            "category_id": int(features.class_ids[i]),
-            "feature_id": int(features.feature_ids[i]),
-            "bbox": _numbers(boxes[i]),
-            "area": _numbers(areas[i : i + 1])[0],
+            "category_id": class_ids[i],
+            "feature_id": ids[i],
+            "bbox": box_lists[i],
+            "area": area_list[i],
             "iscrowd": 0,
-            "score": round(float(features.scores[i]), 6),
+            "score": round(scores[i], 6),
             "segmentation": segmentations[i],
             **_keypoints(features, i, window),
         }
@@ -316,7 +319,12 @@ def _categories(categories: Sequence[Category], keypoint_names: Mapping[int, Seq
     return entries
 
 
-def _numbers(values: NDArray[np.floating]) -> list[float]:
-    """Return values as JSON numbers: whole ones short, others to a hundredth of a pixel."""
+def _numbers(values: NDArray[np.floating]) -> list[Any]:
+    """Return values as (lists of) JSON numbers: whole ones short, others to a hundredth of a pixel."""
     rounded = np.round(values.astype(np.float64), 2)
-    return [int(v) if v == int(v) else v for v in rounded.tolist()]
+    whole = np.isfinite(rounded) & (rounded == np.rint(rounded))
+    if whole.all():
+        return list(rounded.astype(np.int64).tolist())
+    if rounded.ndim > 1:
+        return [_numbers(row) for row in rounded]
+    return [int(v) if w else v for v, w in zip(rounded.tolist(), whole.tolist(), strict=True)]
