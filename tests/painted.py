@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 import rasterio.features
 import shapely
 
 from segworker import engine
 from segworker.config_load import from_flat
-from segworker.engine import RunSummary
+from segworker.engine import RunSummary, phase2
 from segworker.io.ids import INDEX_BITS
 from segworker.io.storage import open_storage
 from segworker.io.table import read_features, read_scenes
@@ -22,10 +23,16 @@ PERFECT = "segworker.synthetic.models:perfect"
 SCORED = "tests.models_for_tests:scored"
 
 
-def segment(store: str | Path, *scenes: str | Path, **options: Any) -> RunSummary:
-    """Run a job over scenes into a store; the model is perfect where no other is named."""
+def segment(store: str | Path, *scenes: str | Path, in_one_task: bool = False, **options: Any) -> RunSummary:
+    """Run a job over scenes into a store; the model is perfect where no other is named.
+
+    Scenes of tests are small: those of several blocks go through the four passes of large ones, unless `in_one_task`.
+    """
     values = {"model": PERFECT, "progress": "off", "overview": 0, "log_level": "warning"} | options
-    return engine.run(from_flat(scenes=[str(s) for s in scenes], output=str(store), **values))
+    with pytest.MonkeyPatch.context() as patch:
+        if not in_one_task:
+            patch.setattr(phase2, "WHOLE_BYTES", 0)
+        return engine.run(from_flat(scenes=[str(s) for s in scenes], output=str(store), **values))
 
 
 def features(store: str | Path, **options: Any) -> pa.Table:

@@ -45,6 +45,8 @@ PART_FEATURES = 250_000
 "Features of one part, and annotations of one COCO file."
 SMALL_BYTES = 8_000_000
 "Shard bytes of the scenes that share a task and a part, which comes out below 32 MB."
+WHOLE_BYTES = SMALL_BYTES
+"Shard bytes of a scene of several blocks that one task stitches."
 
 
 @dataclass(slots=True)
@@ -125,7 +127,7 @@ def _units(job: Job, shard_bytes: Mapping[int, int]) -> tuple[list[list[Block]],
             scenes.setdefault(block.ranges[0].scene_id, []).append(block)
     large: list[list[Block]] = []
     for blocks in scenes.values():
-        fits = sum(shard_bytes[b.number] for b in blocks) <= SMALL_BYTES
+        fits = sum(shard_bytes[b.number] for b in blocks) <= WHOLE_BYTES
         (small if fits else large).append(blocks)
     return small, large
 

@@ -12,7 +12,6 @@ import rasterio
 import shapely
 from rasterio.control import GroundControlPoint
 
-from segworker.engine import phase2
 from segworker.io.storage import open_storage
 from segworker.io.table import read_store_info
 from segworker.synthetic.paint import paint_bands, paint_scene, write_raster
@@ -29,10 +28,9 @@ GRIDS = {
     "shuffled": {"tile": 137, "overlap": 31},
     "two workers": {"tile": 100, "overlap": 20, "workers": 2},
     "many blocks": {"tile": 64, "overlap": 24},
+    "many blocks in one task": {"tile": 64, "overlap": 24, "in_one_task": True},
     "one tile a scene": {"tile": 2048, "overlap": 64},
 }
-LARGE = ("two workers", "many blocks")
-"Grids whose scenes of several blocks go through the four passes, each block in tasks of its own."
 CLASSES = tuple(Category(k, f"class {k}") for k in range(1, 10))
 UTM = "EPSG:32636"
 
@@ -115,10 +113,7 @@ def results(paths: list[Path], tmp_path_factory: pytest.TempPathFactory):
             if grid == "shuffled":
                 random.Random(5).shuffle(order)
             store = tmp_path_factory.mktemp("stores") / id_of(grid)
-            with pytest.MonkeyPatch.context() as patch:
-                if grid in LARGE:  # otherwise one task would stitch any scene of this world
-                    patch.setattr(phase2, "SMALL_BYTES", 0)
-                summary = segment(store, *order, **GRIDS[grid])
+            summary = segment(store, *order, **GRIDS[grid])
             assert summary.exit_code == 0, summary.text
             known[grid] = store, summary.record
         return known[grid]

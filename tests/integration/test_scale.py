@@ -26,9 +26,8 @@ SIZE_PX = 8192
 
 @pytest.fixture
 def _many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let small scenes be of many blocks, each in tasks of its own."""
+    """Let small scenes be of many blocks and parts."""
     monkeypatch.setattr(blocks, "BLOCK_SIDE_PX", 512)
-    monkeypatch.setattr(phase2, "SMALL_BYTES", 0)
     monkeypatch.setattr(phase2, "PART_FEATURES", 40)
 
 
@@ -64,9 +63,8 @@ def test_results_do_not_depend_on_workers_or_order(tmp_path: Path, monkeypatch: 
     assert tables[2].equals(tables[0])
 
 
-def test_a_town_is_found_as_it_was_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_town_is_found_as_it_was_built(tmp_path: Path) -> None:
     """Blobs by the ten thousand, street grids and combs over hundreds of tiles: each once, and every pixel."""
-    monkeypatch.setattr(phase2, "SMALL_BYTES", 0)
     town = Town(SIZE_PX, cell_px=56, period_cells=36, district_periods=2)
     summary = segment(
         tmp_path / "store",
