@@ -1,6 +1,6 @@
 """Run a town of any size through the whole pipeline, and tell time, memory of every process, and whether all is found.
 
-    python tests/benchmarks/virtual.py [--sizes 8192,32768,100000] [--tile 2048] [--cell 64] [--no-coco]
+    python tests/benchmarks/virtual.py [--sizes 8192,32768,100000] [--tile 1024] [--cell 64] [--no-coco]
 
 A VRT over a few small rasters (segworker.synthetic.town) is read, a perfect model reads the labels back, and shards,
 stitch, parts and commit are the real ones, on a local Ray. Districts are about 28,000 px wide at any size: their street
@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--sizes", default="8192,32768,100000")
     parser.add_argument("--tile", type=int, default=1024)
     parser.add_argument("--overlap", type=int, default=128)
-    parser.add_argument("--cell", type=int, default=28)
+    parser.add_argument("--cell", type=int, default=64, help="side of a cell, which holds one object or none")
     parser.add_argument("--no-coco", action="store_true")
     parser.add_argument("--folder", type=Path)
     args = parser.parse_args()
