@@ -14,7 +14,11 @@ from ray._private import ray_constants
 
 from segworker.config import JobConfig
 from segworker.engine.job import Precision
-from segworker.errors import ConfigError
+from segworker.errors import ConfigError, SegworkerError
+
+
+STARTS = 3
+"Attempts to start a local Ray."
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,7 @@ def cluster(config: JobConfig) -> Iterator[None]:
         os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine is slow, not broken
         if config.engine.log_level != "debug":  # its own remarks go to the terminal; errors of tasks still come to us
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        ray.init(address="local", num_cpus=config.engine.cpus, include_dashboard=False, **quiet)
+        _start(num_cpus=config.engine.cpus, include_dashboard=False, **quiet)
     else:
         try:
             ray.init(address=address, **quiet)
@@ -59,6 +63,22 @@ def cluster(config: JobConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _start(**options: Any) -> None:
+    """Start a local Ray. Its daemons give each other seconds to come up, and die where a busy machine takes longer."""
+    for tries_left in reversed(range(STARTS)):
+        try:
+            ray.init(address="local", **options)
+        except Exception as error:  # Ray raises a bare one
+            ray.shutdown()
+            if not tries_left:
+                raise SegworkerError(
+                    f"a local Ray must start, got {error} in {STARTS} attempts; try again when the machine is less busy, "
+                    "or name a cluster by --address"
+                ) from error
+        else:
+            return
 
 
 def cluster_resources() -> dict[str, float]:

@@ -88,13 +88,14 @@ def fit_memory(job: Job) -> Job:
     )
     limit = room // full_px * full_px or room
     common = job.common
-    _log.warning("batches are of %d tiles at most, to fit --memory", max(1, limit // full_px))
     fitted = replace(
         common,
         batch_limit_px=limit,
         tile_key=digest([common.tile_key, "batches of", limit]),
         stitch_key=digest([common.stitch_key, "batches of", limit]),
     )
+    largest = max(_needs(job, fitted), key=lambda n: n.total)
+    _log.warning("batches are smaller, to fit --memory (%s): %s", _mb(allowed), largest.arithmetic())
     return replace(job, common=fitted)
 
 
