@@ -16,7 +16,6 @@ from segworker.config import JobConfig
 from segworker.engine.job import Precision
 from segworker.errors import ConfigError, SegworkerError
 
-
 STARTS = 3
 "Attempts to start a local Ray."
 
@@ -65,7 +64,7 @@ def cluster(config: JobConfig) -> Iterator[None]:
         ray.shutdown()
 
 
-def _start(**options: Any) -> None:
+def _start(**options: Any) -> None:  # noqa: ANN401 - Ray's own
     """Start a local Ray. Its daemons give each other seconds to come up, and die where a busy machine takes longer."""
     for tries_left in reversed(range(STARTS)):
         try:
@@ -74,8 +73,8 @@ def _start(**options: Any) -> None:
             ray.shutdown()
             if not tries_left:
                 raise SegworkerError(
-                    f"a local Ray must start, got {error} in {STARTS} attempts; try again when the machine is less busy, "
-                    "or name a cluster by --address"
+                    f"a local Ray must start, got {error} in {STARTS} attempts; try again when the machine is less "
+                    "busy, or name a cluster by --address"
                 ) from error
         else:
             return
