@@ -28,7 +28,7 @@ SIZE_PX = 8192
 def _many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let small scenes be of many blocks and parts."""
     monkeypatch.setattr(blocks, "BLOCK_SIDE_PX", 512)
-    monkeypatch.setattr(phase2, "PART_FEATURES", 40)
+    monkeypatch.setattr(phase2, "PART_FEATURES", 8)
 
 
 def shuffled(function, arguments, *, what: str, num_returns: int = 1) -> Iterator:
