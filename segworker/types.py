@@ -115,9 +115,9 @@ class Scene:
     options: tuple[tuple[str, str], ...] = ()
     "What the reader must know besides the uri (a subdataset, a page), as sorted pairs."
     overviews: tuple[int, ...] = ()
-    "Factors of the overviews, as the file lists them."
+    "Of sheets and mosaics: factors of the overviews."
     values: tuple[str, ...] = ()
-    "For each band how stored values become real ones, as 'scale offset bits'; empty where they are the real ones."
+    "Of sheets and mosaics: 'scale offset bits' of each band; empty where stored values are the real ones."
     sheets: tuple[Sheet, ...] = ()
     "What a mosaic is put together from, the lowest first; empty for scenes of one file."
 

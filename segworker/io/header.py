@@ -6,7 +6,7 @@ import logging
 import os
 import re
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -66,6 +66,7 @@ def open_scene(
     limits: Limits | None = None,
     bands: tuple[int, ...] | None = None,
     spec: InputSpec | None = None,
+    is_sheet: bool = False,
 ) -> Scene:
     """Read a raster's header.
 
@@ -76,6 +77,7 @@ def open_scene(
         limits: what is refused.
         bands: the user's choice of bands, checked here against what the file has.
         spec: the model's wishes, checked likewise.
+        is_sheet: whether to tell what only mosaics want to know: the overviews, and how values are stored.
 
     Raises SceneError for what is no raster, has no bands, complex values or ground control points that cannot be used,
     or is larger than the limits. A scene with ground control points only is described as the north-up warp that is
@@ -88,6 +90,9 @@ def open_scene(
             scene = _describe(dataset, uri, scene_id, stat=stat, limits=limits or Limits(), stack=stack)
             colours = tuple(colour.name for colour in dataset.colorinterp)
             plan_bands(colours, spec.num_bands if spec else None, bands, redact(uri))
+            if is_sheet:
+                overviews = () if WARPED in scene.options else tuple(dataset.overviews(1))
+                scene = replace(scene, overviews=overviews, values=_stored_form(dataset, value_bands(dataset)))
         except GDAL_ERRORS as error:
             raise SceneError(
                 f"a scene's header must be readable, got {redact(uri)} ({cause_of(error)}); replace the file"
@@ -167,8 +172,6 @@ def _describe(
         stat.mtime_s,
         dataset.block_shapes[0],
         options=tuple(sorted([*options, *(("side_file", side) for side in side_files)])),
-        overviews=() if WARPED in options else tuple(dataset.overviews(1)),
-        values=_stored_form(dataset, bands),
     )
 
 

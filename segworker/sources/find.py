@@ -88,15 +88,23 @@ def find_scenes(
     limits = limits or Limits()
 
     def read(candidate: Candidate) -> Scene | SceneFailure:
-        scene_id = candidate.mosaic or ids[candidate.uri]
+        scene_id, is_sheet = candidate.mosaic or ids[candidate.uri], candidate.mosaic is not None
         try:
             if candidate.problem:
                 raise SceneError(
                     f"a scene that is named must exist, got {redact(candidate.uri)}: {candidate.problem}; correct it"
                 )
-            return open_scene(candidate.uri, scene_id, stat=candidate.stat, limits=limits, bands=bands, spec=spec)
+            return open_scene(
+                candidate.uri,
+                scene_id,
+                stat=candidate.stat,
+                limits=limits,
+                bands=bands,
+                spec=spec,
+                is_sheet=is_sheet,
+            )
         except SegworkerError as error:
-            return SceneFailure(redact(candidate.uri), scene_id, error, is_sheet=candidate.mosaic is not None)
+            return SceneFailure(redact(candidate.uri), scene_id, error, is_sheet=is_sheet)
 
     results = _in_threads(read, candidates)
     sheets: dict[str | None, list[Scene | SceneFailure]] = defaultdict(list)
