@@ -37,6 +37,7 @@ from segworker.synthetic.truth import TruthScene
 from tests.drivers import TOKEN, Driver, processes, start
 from tests.duck import duckdb_connection
 from tests.faulty import FAULTS, FaultyProxy
+from tests.local_ray import start_ray
 from tests.painted import features, of_scene, order_of, scenes
 from tests.seaweed import S3Server, running
 
@@ -276,7 +277,7 @@ def _read(world: World, stop: threading.Event) -> None:
 
 def soak(*, seconds: float, seed: int, rate: float) -> Tally:
     """Run rounds for a time and return what was counted, printed as well."""
-    from segworker.engine.cluster import ray, start_ray
+    import ray
 
     rng, tally = random.Random(seed), Tally()
     os.environ[TOKEN] = uuid.uuid4().hex
@@ -287,7 +288,7 @@ def soak(*, seconds: float, seed: int, rate: float) -> Tally:
         server = stack.enter_context(running(place))
         proxy = stack.enter_context(FaultyProxy(server.endpoint_url, rate=rate, seed=seed, stall_s=1.0))
         os.environ.update(server.env() | {"AWS_ENDPOINT_URL": proxy.url, "RAY_AUTH_MODE": "disabled"})
-        start_ray(num_cpus=4, log_to_driver=False, logging_level="ERROR")
+        start_ray(num_cpus=4)
         stack.callback(ray.shutdown)
         world = World(server, server.new_bucket(), place, rng, tally)
         for k in range(NUM_SCENES):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.local_ray import start_ray
 from tests.seaweed import S3Server, command, running
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,7 +39,7 @@ def s3(s3_server: S3Server) -> Iterator[S3Server]:
 @pytest.fixture(scope="session")
 def local_ray(request: pytest.FixtureRequest) -> Iterator[None]:
     """A Ray of two CPUs that every run of this process joins; its workers know the S3 server, where there is one."""
-    from segworker.engine.cluster import ray, start_ray
+    import ray
 
     if ray.is_initialized():
         yield
@@ -52,7 +53,7 @@ def local_ray(request: pytest.FixtureRequest) -> Iterator[None]:
         patch.setenv("RAY_raylet_start_wait_time_s", "120")
         patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)  # workers import tests.models_for_tests
         patch.delenv("RAY_ADDRESS", raising=False)
-        start_ray(num_cpus=2, log_to_driver=False, logging_level="ERROR")
+        start_ray(num_cpus=2)
         yield
         ray.shutdown()
         with warnings.catch_warnings():
