@@ -13,6 +13,7 @@ from segworker.engine.cluster import Workers
 from segworker.engine.job import Job
 from segworker.engine.phase1 import MAX_RETRIES, mend_blocks, predict_blocks
 from segworker.engine.progress import Progress
+from segworker.engine.record import announce
 from segworker.engine.tiles import BlockReceipt, TileFailure, tile_ids
 from segworker.errors import StorageError
 from segworker.io.shards import TileId, durable_blocks, shard_path, tiles_in_shard
@@ -25,7 +26,11 @@ _log = logging.getLogger(__name__)
 
 
 def predict_job(job: Job, workers: Workers, account: Account) -> tuple[Job, dict[int, int]]:
-    """Make every tile of a job durable that can be; return the job knowing what is missing, and the shards' sizes."""
+    """Make every tile of a job durable that can be; return the job knowing what is missing, and the shards' sizes.
+
+    Raises:
+        StorageError: where tiles failed and the store cannot be written to any more.
+    """
     storage = open_storage(job.common.store_uri)
     whole, partial = durable_blocks(storage, job.common.tile_key, (b.key for b in job.blocks))
     job = replace(job, partial=frozenset(b.number for b in job.blocks if b.key in partial))
@@ -33,6 +38,8 @@ def predict_job(job: Job, workers: Workers, account: Account) -> tuple[Job, dict
     account.tiles["reused"] += sum(b.num_tiles for b in job.blocks if b.key in whole)
     with account.timed("predict"):
         receipts = _predict(job, todo, workers, account)
+        if any(f.stage in ("read", "write") for receipt in receipts.values() for f in receipt.failures):
+            announce(job, account)  # where the store or the credentials are what failed, the run ends here, and says so
         job, receipts = _mend(job, todo, receipts, workers, account)
     if account.tiles["reused"]:
         _log.info("%d tiles of an earlier run with the same settings were used again", account.tiles["reused"])

@@ -38,7 +38,7 @@ GDAL_ERRORS = (RasterioError, CPLE_BaseError, OSError, ValueError, MemoryError)
 "What rasterio raises for files that are damaged, absurd or not rasters."
 CACHE_BYTES = 512 * 2**20
 "For each process; GDAL's own default, 5% of the machine, is too much for a worker per core. GDAL_CACHEMAX overrides."
-READ_TRIES = 6
+READ_TRIES = 4
 _T = TypeVar("_T")
 _ACCESS_S = 300
 _OPTIONS = {
@@ -126,7 +126,7 @@ def reread(uri: str, read: Callable[[], _T]) -> _T:
         for _ in range(READ_TRIES - 1):
             with suppress(*GDAL_ERRORS):
                 return read()
-            pause(1)  # not longer with each try: a damaged file fails in each of its tiles
+            pause(0)  # not longer with each try: a damaged file fails in each of its tiles
     return read()
 
 
