@@ -257,7 +257,9 @@ class Prediction:
     keypoints_NK3: NDArray[np.floating] | None = None
     "(N, K, 3) float32: x, y in window pixels, visibility or score."
     semantic_scores_CHW: NDArray[np.floating] | None = None
-    "(C, H, W) scores of the stuff and thing classes, in the order of the model's categories."
+    "(C, h, w) scores on a lattice that is stretched over the window bilinearly (h, w: the window's, or a part of it)."
+    semantic_class_ids: NDArray[np.integer] | None = None
+    "(C,) class id of each channel, 0 for things of any class; None: the model's categories in their order."
     dense: Mapping[str, NDArray[np.floating]] = field(default_factory=dict)
     "name -> (H, W), e.g. height in metres."
 

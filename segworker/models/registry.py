@@ -6,7 +6,7 @@ import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from segworker.errors import ConfigError
+from segworker.models.common.layouts import Layout
 from segworker.models.protocol import Model, check_model
 from segworker.models.weights import digest_of_content, digest_of_options, digest_of_state, load_weights, read_bytes
 
@@ -39,9 +40,17 @@ class ModelEntry:
     bundled: Path | None = None
     "Weights that are part of the package."
     official: str | None = None
-    "File names of the official checkpoints that it loads."
+    "File name of the official checkpoint that it loads."
+    published: str | None = None
+    "What its makers measured, on what, and where they say so."
+    layouts: tuple[Layout, ...] = ()
+    "Official files that do not use our names for tensors."
+    narrow: Mapping[str, Any] = field(default_factory=dict)
+    "Options of a small variant, for tests and first tries."
 
 
+_PACKAGES = ("cascade", "fasterrcnn", "keypointrcnn", "maskrcnn", "nuclei", "panopticfpn", "solo", "yolact")
+"Folders of `segworker.models` that register something."
 _ENTRIES: dict[str, ModelEntry] = {}
 
 
@@ -106,7 +115,7 @@ def load_model(ref: str, *, weights: Weights | None = None, options: Mapping[str
             raise ConfigError(
                 f"--weights is for torch modules, and {ref} gives a {type(model).__name__}; load them in it"
             )
-        load_weights(model, chosen, model_name=ref)
+        load_weights(model, chosen, model_name=ref, layouts=() if ":" in ref else model_entry(ref).layouts)
     if isinstance(model, nn.Module):
         model.eval()
     return model
@@ -136,7 +145,7 @@ def _default_weights(ref: str) -> Path | None:
         return None
     entry = model_entry(ref)
     if entry.bundled is None:
-        known = f" (it loads torchvision's {entry.official})" if entry.official else ""
+        known = f" (it loads the official {entry.official})" if entry.official else ""
         raise ConfigError(f"model {ref!r} bundles no weights; give --weights FILE{known}")
     return entry.bundled
 
@@ -186,5 +195,5 @@ def _source_of(factory: Callable[..., object]) -> bytes:
 
 def _register_builtin() -> None:
     """Import the packages whose import registers the models that come with segworker."""
-    importlib.import_module("segworker.models.maskrcnn")
-    importlib.import_module("segworker.models.nuclei")
+    for package in _PACKAGES:
+        importlib.import_module(f"segworker.models.{package}")

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from segworker.errors import WeightsError
+from segworker.models.common.layouts import Layout
+from segworker.models.pickled import is_plain_pickle, read_arrays
 
 WRAPPERS = ("ema", "ema_state_dict", "state_dict", "model", "model_state_dict")
 "Keys under which training tools keep a state dict; averaged weights come first."
@@ -25,7 +27,7 @@ _NUM_SHOWN = 4
 
 
 def read_state_dict(weights: Path | str | bytes, *, name: str | None = None) -> dict[str, Tensor]:
-    """Read tensors by name from safetensors, or from a .pth of plain tensors, by what the file holds.
+    """Read tensors by name from safetensors, a .pth of plain tensors or a .pkl of arrays, by what the file holds.
 
     Args:
         weights: a local path, or a file's content.
@@ -63,6 +65,8 @@ def _is_safetensors(content: bytes) -> bool:
 
 def _load_pth(content: bytes, label: str) -> object:
     try:
+        if is_plain_pickle(content):
+            return read_arrays(content)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols; what matters is raised
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
@@ -70,7 +74,8 @@ def _load_pth(content: bytes, label: str) -> object:
             TypeError, ImportError, zipfile.BadZipFile) as error:  # fmt: skip  # what broken and hostile pickles raise
         first = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
         raise WeightsError(
-            f"{label} must be safetensors or a .pth of plain tensors, and nothing in it is executed: {first}; "
+            f"{label} must be safetensors, a .pth of plain tensors or a .pkl of arrays, and nothing in it is executed: "
+            f"{first}; "
             "save the model's state_dict() with safetensors.torch.save_file or torch.save"
         ) from error
 
@@ -87,14 +92,32 @@ def _unwrapped(loaded: object, label: str) -> dict[str, Tensor]:
     )
 
 
-def load_weights(model: nn.Module, weights: Path | str | bytes, *, model_name: str, name: str | None = None) -> None:
+def load_weights(
+    model: nn.Module,
+    weights: Path | str | bytes,
+    *,
+    model_name: str,
+    name: str | None = None,
+    layouts: Sequence[Layout] = (),
+) -> None:
     """Read weights and put them into `model`, in the model's dtypes; every name and shape must match.
+
+    Args:
+        model: is changed.
+        weights: a local path, or a file's content.
+        model_name: for messages.
+        name: how to call the content in messages; default: the path.
+        layouts: official files of this model that name their tensors in another way.
 
     Raises:
         WeightsError: as `read_state_dict`, or the weights are of another architecture. The model is then unchanged.
     """
     label = name or (str(weights) if not isinstance(weights, bytes) else "the given weights")
     state = read_state_dict(weights, name=label)
+    for layout in layouts:
+        if layout.fits(state):
+            state = layout.convert(state)
+            break
     wanted = model.state_dict()
     state = {key: value for key, value in state.items() if key in wanted or not key.endswith("num_batches_tracked")}
     counters = {key: value for key, value in wanted.items() if key.endswith("num_batches_tracked")}

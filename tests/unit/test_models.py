@@ -1,25 +1,21 @@
-"""The model contract, the registry, weights files, and parity with torchvision's own Mask R-CNN."""
+"""The registry, users' own models, predictions of the bundled one, and weights files."""
 
-import importlib.util
-import json
 import pickle
 import sys
 import textwrap
-import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from segworker.errors import ConfigError, WeightsError
 from segworker.models import registry
-from segworker.models.maskrcnn.config import ResNet50Options, parse_options
+from segworker.models.common.options import parse_options
+from segworker.models.common.torchvision_nets import TorchvisionOptions
 from segworker.models.nuclei.config import CATEGORIES, SPEC
-from segworker.models.protocol import Model, check_model, choose_device, place, predict_arrays
+from segworker.models.protocol import Model, check_model, choose_device, predict_arrays
 from segworker.models.registry import (
     ModelEntry,
     build_model,
@@ -30,7 +26,7 @@ from segworker.models.registry import (
     register,
 )
 from segworker.models.weights import load_weights, read_state_dict, save_weights
-from segworker.types import BoxMasks, Prediction
+from segworker.types import Prediction
 
 CPU = torch.device("cpu")
 
@@ -73,19 +69,6 @@ class TestRegistry:
         assert entries["nuclei"].bundled is not None
         assert entries["nuclei"].bundled.stat().st_size <= 16 * 2**20
 
-    @pytest.mark.parametrize("name", [entry.name for entry in list_models()])
-    def test_every_model_keeps_the_contract(self, name: str) -> None:
-        model = build_model(name)
-        assert isinstance(model, Model)
-        assert sum(p.numel() for p in model.parameters()) == model_entry(name).num_parameters
-        found = run(place(model, CPU), blobs((50, 70))[None])
-        assert len(found) == 1
-        ids = {category.id for category in model.categories}
-        assert set(np.unique(found[0].class_ids)) <= ids | set(range(1, 91))
-        assert isinstance(found[0].masks, BoxMasks)
-        assert found[0].masks.probs_NMM.shape == (len(found[0]), 28, 28)
-        assert found[0].class_ids.dtype == np.int32
-
     def test_duplicate_names_raise(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
         entry = model_entry("nuclei")
@@ -109,11 +92,11 @@ class TestRegistry:
             ({"detection": 5}, "unknown model option 'detection'"),
             ({"detections": "many"}, "detections must be of type int, got 'many'"),
             ({"num_classes": 1}, "num_classes is at least 2"),
-            ({"num_classes": 3, "class_names": "car"}, "got 1 names for num_classes=3"),
+            ({"num_classes": 3, "class_names": "car"}, "got 1 names for 2 classes"),
         ):
             with pytest.raises(ConfigError, match=message):
                 build_model("maskrcnn_resnet50_fpn", options)
-        assert parse_options(ResNet50Options, {"frozen_norm": "no"}).frozen_norm is False
+        assert parse_options(TorchvisionOptions, {"frozen_norm": "no"}).frozen_norm is False
 
     def test_coco_categories_keep_their_raw_ids(self) -> None:
         names = {c.id: c.name for c in build_model("maskrcnn_resnet50_fpn").categories}
@@ -324,80 +307,3 @@ def test_check_model_names_what_is_missing() -> None:
 
     with pytest.raises(ConfigError, match="without predict"):
         check_model(Half(), "half")
-
-
-@pytest.fixture(scope="module")
-def kit(shared_data: Path) -> tuple[Path, dict]:
-    folder = shared_data / "parity" / "tv_maskrcnn_r50"
-    if not folder.is_dir():
-        pytest.skip("the parity kit tv_maskrcnn_r50 is not on this machine")
-    return folder, safetensors.torch.load_file(folder / "io.safetensors")
-
-
-@pytest.fixture(scope="module")
-def official(kit: tuple[Path, dict], tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """The kit's checkpoint in torchvision's official layout, through the ordinary loader."""
-    spec = importlib.util.spec_from_file_location("pkit", kit[0].parent / "pkit.py")
-    pkit = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(pkit)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # the kit leaves files to be closed by the collector
-        state, keys = pkit.load_state(str(kit[0]))
-    assert json.dumps(keys["wrapper"]) == "null"
-    path = tmp_path_factory.mktemp("kit") / "maskrcnn_resnet50_fpn_coco.pth"
-    torch.save(state, path)
-    return load_model("maskrcnn_resnet50_fpn", weights=path)
-
-
-def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
-    common = np.clip(high - low, 0, None).prod(axis=2)
-    areas = [(x[:, 2:] - x[:, :2]).prod(axis=1) for x in (a, b)]
-    return common / (areas[0][:, None] + areas[1][None] - common)
-
-
-class TestParityWithTorchvision:
-    """Raw heads within 1e-3 of the reference's maximum; detections matched as a set at 95% or more."""
-
-    def test_detections(self, kit: tuple[Path, dict], official: Model) -> None:
-        want = {name: value.numpy() for name, value in kit[1].items()}
-        image = resized(kit[1])
-        found = run(official, image[None])[0]
-        same = (
-            (iou(want["boxes"], found.boxes_xyxy) > 0.99)
-            & (want["labels"][:, None] == found.class_ids[None])
-            & (np.abs(want["scores"][:, None] - found.scores[None]) < 1e-3)
-        )
-        assert same.any(axis=1).mean() >= 0.95
-        masks_agree(want, found, same)
-
-    def test_raw_heads(self, kit: tuple[Path, dict], official: Model) -> None:
-        image = torch.from_numpy(resized(kit[1]))[None]
-        with torch.inference_mode():
-            normal = official.normalise(image)
-            features = official.backbone(normal)
-            proposals, _ = official.rpn(ImageList(normal, [(256, 352)]), features)
-        reference = kit[1]["transformed"].float()
-        assert (normal - reference).abs().max() <= 2e-3 * reference.abs().max()
-        p3 = kit[1]["p3"].float()  # every fourth channel
-        assert (features["1"][0, ::4] - p3).abs().max() <= 2e-3 * p3.abs().max()
-        best = iou(kit[1]["prop_boxes"].numpy(), proposals[0].numpy()).max(axis=1)
-        assert (best > 0.99).mean() >= 0.95
-
-
-def resized(tensors: dict) -> np.ndarray:
-    """The kit's image as torchvision's transform scales it: here 256 x 352 already."""
-    return np.ascontiguousarray(tensors["image_rgb_u8"].permute(2, 0, 1).float().numpy() / 255)
-
-
-def masks_agree(want: dict, found: Prediction, same: np.ndarray) -> None:
-    """Compare the stored masks with ours, pasted by torchvision (which rounds boxes to pixels)."""
-    probs = torch.from_numpy(found.masks.probs_NMM).float()[:, None]
-    pasted = paste_masks_in_image(probs, torch.from_numpy(found.boxes_xyxy), (256, 352))[:, 0].numpy()
-    common = together = 0
-    for index, packed in zip(want["mask_sel"], want["masks_packed"], strict=True):
-        if same[index].any():
-            mask = np.unpackbits(packed)[: 256 * 352].reshape(256, 352).astype(bool)
-            ours = pasted[int(np.argmax(same[index]))] >= 0.5
-            common, together = common + (mask & ours).sum(), together + (mask | ours).sum()
-    assert common / together > 0.98

@@ -1,12 +1,8 @@
-"""The numbers that make one Mask R-CNN differ from another."""
+"""Sizes of a compact Mask R-CNN; `common.torchvision_nets` and `common.detectron2` have those of the published ones."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
-
-from segworker.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,57 +49,3 @@ class MaskRCNNConfig:
     def stride(self) -> int:
         """Pixels that the deepest level sums up in one cell."""
         return 1 << (self.body_stages[-1] + 1)
-
-
-@dataclass(frozen=True, slots=True)
-class ResNet50Options:
-    """Options of torchvision's networks; the defaults are those of the official checkpoints."""
-
-    num_classes: int = 91
-    "Classes including the background."
-    class_names: tuple[str, ...] = ()
-    "Names of the classes from label 1 on; in options, a comma-separated text will do."
-    detections: int = 100
-    "Objects of a tile, at most; raise it for dense tiles."
-    score_threshold: float = 0.05
-    frozen_norm: bool = True
-    "v1 only: batch norms as the official checkpoint wants them; False to train from random weights."
-
-    def __post_init__(self) -> None:
-        if self.num_classes < 2 or self.detections < 1 or not 0 <= self.score_threshold <= 1:
-            raise ConfigError(
-                f"num_classes is at least 2, detections at least 1 and score_threshold in 0..1, got {self}; "
-                "check the model options"
-            )
-
-
-_Options = TypeVar("_Options")
-_FLAGS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
-
-
-def parse_options(kind: type[_Options], options: Mapping[str, object]) -> _Options:
-    """Return a dataclass of options from a job file's or a command line's values.
-
-    Args:
-        kind: a dataclass, all of whose fields have defaults.
-        options: by field name; text is read as the type of the field's default.
-
-    Raises:
-        ConfigError: an option it does not have, or a value that does not read as its type.
-    """
-    known = {name: field.default for name, field in kind.__dataclass_fields__.items()}  # type: ignore[attr-defined]
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise ConfigError(f"unknown model option {unknown[0]!r}; known are {', '.join(known)}")
-    return kind(**{name: _as_type(name, value, type(known[name])) for name, value in options.items()})
-
-
-def _as_type(name: str, value: object, kind: type) -> object:
-    try:
-        if kind is tuple:
-            return tuple(part.strip() for part in str(value).split(",")) if isinstance(value, str) else tuple(value)  # type: ignore[arg-type]
-        if kind is bool:
-            return _FLAGS[str(value).strip().lower()]
-        return kind(value)
-    except (TypeError, ValueError, KeyError) as error:
-        raise ConfigError(f"model option {name} must be of type {kind.__name__}, got {value!r}") from error

@@ -18,5 +18,6 @@ register(
         num_parameters=4_720_842,
         licence="Apache-2.0, trained on CC0 images",
         bundled=_FOLDER / "weights.safetensors",
+        narrow={"detections": 10},
     )
 )

@@ -16,8 +16,10 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
-from segworker.models.maskrcnn.config import MaskRCNNConfig, parse_options
-from segworker.models.maskrcnn.model import MaskRCNN
+from segworker.models.common.input import InputRule
+from segworker.models.common.options import parse_options
+from segworker.models.common.two_stage import TwoStage
+from segworker.models.maskrcnn.config import MaskRCNNConfig
 from segworker.models.nuclei.config import CATEGORIES, CONFIG, SPEC, NucleiOptions
 
 
@@ -33,7 +35,7 @@ class _NoExtraLevel(ExtraFPNBlock):
         return results, names
 
 
-def build_nuclei(**options: object) -> MaskRCNN:
+def build_nuclei(**options: object) -> TwoStage:
     """Return the network with random weights (seed torch first for the same ones).
 
     Args:
@@ -43,16 +45,15 @@ def build_nuclei(**options: object) -> MaskRCNN:
     return build_compact(replace(CONFIG, detections=chosen.detections, score_threshold=chosen.score_threshold))
 
 
-def build_compact(config: MaskRCNNConfig) -> MaskRCNN:
+def build_compact(config: MaskRCNNConfig) -> TwoStage:
     """Return a network of the given sizes."""
-    return MaskRCNN(
+    return TwoStage(
         build_backbone(config),
         build_rpn(config),
         build_roi_heads(config),
         categories=CATEGORIES,
         spec=SPEC,
-        image_mean=config.image_mean,
-        image_std=config.image_std,
+        rule=InputRule(config.image_mean, config.image_std),
     )
 
 
