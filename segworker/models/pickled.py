@@ -67,6 +67,11 @@ class _ArrayUnpickler(pickle.Unpickler):
             raise pickle.UnpicklingError(f"it wants to decode {codec!r}")
         return text.encode("latin1")
 
+    @staticmethod
+    def _no_bytes() -> bytes:
+        """Return what old pickles call `bytes` for: the content of an empty array."""
+        return b""
+
     _known: ClassVar[Mapping[tuple[str, str], Callable[..., object]]]
 
 
@@ -75,6 +80,8 @@ _ArrayUnpickler._known = {  # noqa: SLF001  # the class itself, which its own bo
     ("numpy.core.multiarray", "scalar"): _ArrayUnpickler._scalar,  # noqa: SLF001
     ("numpy", "dtype"): _ArrayUnpickler._dtype,  # noqa: SLF001
     ("_codecs", "encode"): _ArrayUnpickler._encode,  # noqa: SLF001
+    ("__builtin__", "bytes"): _ArrayUnpickler._no_bytes,  # noqa: SLF001
+    ("builtins", "bytes"): _ArrayUnpickler._no_bytes,  # noqa: SLF001
     ("collections", "OrderedDict"): OrderedDict,
 }
 

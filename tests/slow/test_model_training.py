@@ -45,7 +45,7 @@ def test_overfits_two_images(entry: ModelEntry) -> None:
 
 
 def measured(model: Model, images: torch.Tensor, targets: list[dict[str, torch.Tensor]]) -> list[float]:
-    """The IoU of each object's mask (its box, for models without masks) with the surest detection of its class on it."""
+    """The IoU of each object's mask (its box, without masks) with the surest detection of its class on it."""
     valid = np.ones((len(images), SIZE, SIZE), bool)
     overlaps = []
     for found, target in zip(

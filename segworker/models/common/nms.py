@@ -25,6 +25,9 @@ def fast_nms(
     Returns:
         (D,) index of the candidate, class and score, best first. No score is too low to be among them.
     """
+    if not scores_CN.shape[1]:
+        nothing = torch.zeros(0, dtype=torch.int64, device=boxes.device)
+        return nothing, nothing, scores_CN.new_zeros(0)
     best, index = (part[:, :per_class] for part in scores_CN.sort(dim=1, descending=True, stable=True))
     kept = torch.stack([box_iou(some, some).triu(1).amax(0) <= iou for some in boxes[index]])
     label, place = kept.nonzero(as_tuple=True)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, Matcher
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, BoxCoder, Matcher
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, roi_align
 
 from segworker.models.common.init import set_bias
@@ -79,9 +79,17 @@ class MaskHead(nn.Module):
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Return (N, C, M, M) logits."""
+        return self.logits(self.features(pooled))
+
+    def features(self, pooled: Tensor) -> Tensor:
+        """Return what the convolutions make of pooled boxes."""
         for conv in self.convs:
             pooled = F.relu(conv(pooled))
-        logits: Tensor = self.predictor(F.relu(self.deconv(pooled)))
+        return pooled
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Return the masks of such features."""
+        logits: Tensor = self.predictor(F.relu(self.deconv(features)))
         return logits
 
 
@@ -132,6 +140,43 @@ def sample_proposals(boxes: Tensor, target: Target, *, count: int, iou: float, b
     sampler = BalancedPositiveNegativeSampler(count, 0.25)
     positive, negative = sampler([(labels != background).long()])
     return together[(positive[0] | negative[0]).bool()]
+
+
+def box_losses(
+    logits: Tensor,
+    offsets: Tensor,
+    boxes: Sequence[Tensor],
+    matches: Sequence[tuple[Tensor, Tensor]],
+    targets: Sequence[Target],
+    *,
+    coder: BoxCoder,
+    beta: float,
+) -> tuple[Tensor, Tensor]:
+    """Return a stage's class and box loss, each a mean over all boxes.
+
+    Args:
+        logits: (N, C + 1) of all boxes of all images.
+        offsets: (N, 4), or (N, 4 C) with a box for each class.
+        boxes: of each image.
+        matches: of each image, see `match_boxes`.
+        targets: of each image.
+        coder: boxes to offsets.
+        beta: where the smooth L1 loss turns linear; 0 for L1.
+    """
+    labels = torch.cat([label for _, label in matches])
+    on_object = labels < logits.shape[1] - 1
+    objects = torch.cat(
+        [
+            target["boxes"].to(some)[index] if len(target["boxes"]) else torch.zeros_like(some)
+            for (index, _), some, target in zip(matches, boxes, targets, strict=True)
+        ]
+    )
+    wanted = coder.encode_single(objects[on_object], torch.cat(list(boxes))[on_object])
+    chosen = offsets.reshape(len(labels), -1, 4)[on_object]
+    if chosen.shape[1] > 1:
+        chosen = chosen[torch.arange(len(chosen), device=labels.device), labels[on_object]]
+    moved = F.smooth_l1_loss(chosen.reshape(-1, 4), wanted, beta=beta, reduction="sum") / max(1, len(labels))
+    return F.cross_entropy(logits, labels), moved
 
 
 def mask_targets(target: Target, boxes: Tensor, index: Tensor, size: int) -> Tensor:

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import clip_boxes_to_image, remove_small_boxes
@@ -19,6 +18,7 @@ from segworker.models.common.roi import (
     BoxStage,
     MaskHead,
     Target,
+    box_losses,
     choose_detections,
     mask_loss,
     match_boxes,
@@ -149,7 +149,10 @@ class RoIHeads(nn.Module):
             ]
             pooled = _scale_gradient(pool_levels(levels, boxes, 7), 1 / len(self.stages))
             logits, offsets = stage(pooled)
-            result |= self._stage_losses(k, logits, offsets, boxes, matches, targets)
+            suffix = f"_{k + 1}" if len(self.stages) > 1 else ""
+            result[f"loss_class{suffix}"], result[f"loss_box{suffix}"] = box_losses(
+                logits, offsets, boxes, matches, targets, coder=self.coders[k], beta=0.0
+            )
             if k + 1 < len(self.stages):
                 boxes = [
                     clip_boxes_to_image(some, size)
@@ -157,33 +160,6 @@ class RoIHeads(nn.Module):
                 ]
                 boxes = [some[remove_small_boxes(some, 1e-3)] for some in boxes]
         return result
-
-    def _stage_losses(
-        self,
-        stage: int,
-        logits: Tensor,
-        offsets: Tensor,
-        boxes: Sequence[Tensor],
-        matches: Sequence[tuple[Tensor, Tensor]],
-        targets: Sequence[Target],
-    ) -> dict[str, Tensor]:
-        labels = torch.cat([label for _, label in matches])
-        on_object = labels < self.config.num_classes
-        objects = torch.cat(
-            [
-                target["boxes"].to(some)[index] if len(target["boxes"]) else torch.zeros_like(some)
-                for (index, _), some, target in zip(matches, boxes, targets, strict=True)
-            ]
-        )
-        wanted = self.coders[stage].encode_single(objects[on_object], torch.cat(list(boxes))[on_object])
-        chosen = offsets.reshape(len(labels), -1, 4)[on_object]
-        if not self.config.one_box:
-            chosen = chosen[torch.arange(len(chosen), device=labels.device), labels[on_object]]
-        suffix = f"_{stage + 1}" if len(self.stages) > 1 else ""
-        return {
-            f"loss_class{suffix}": F.cross_entropy(logits, labels),
-            f"loss_box{suffix}": F.l1_loss(chosen.reshape(-1, 4), wanted, reduction="sum") / max(1, len(labels)),
-        }
 
     def _mask_loss(self, levels: Sequence[Tensor], boxes: Sequence[Tensor], targets: Sequence[Target]) -> Tensor:
         iou, background = self.config.ious[0], self.config.num_classes

@@ -64,7 +64,10 @@ class ExactAnchors(AnchorGenerator):
 
 
 class ProposalNetwork(RegionProposalNetwork):
-    """torchvision's network with the L1 box loss of detectron2's recipe."""
+    """torchvision's network with the box loss of detectron2's recipe (L1), or of any other."""
+
+    beta: float = 0.0
+    "Where the smooth L1 loss turns linear."
 
     def compute_loss(
         self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
@@ -73,16 +76,17 @@ class ProposalNetwork(RegionProposalNetwork):
         positive, negative = (torch.cat(part).bool() for part in self.fg_bg_sampler(labels))
         sampled = positive | negative
         wanted = torch.cat(labels)[sampled]
-        boxes = F.l1_loss(pred_bbox_deltas[positive], torch.cat(regression_targets)[positive], reduction="sum")
+        moves, targets = pred_bbox_deltas[positive], torch.cat(regression_targets)[positive]
+        boxes = F.smooth_l1_loss(moves, targets, beta=self.beta, reduction="sum")
         scores = F.binary_cross_entropy_with_logits(objectness.flatten()[sampled], wanted)
         return scores, boxes / max(1, len(wanted))
 
 
-def build_rpn(config: RPNConfig) -> ProposalNetwork:
-    """Return the proposal network with random weights."""
+def build_rpn(config: RPNConfig, *, beta: float = 0.0) -> ProposalNetwork:
+    """Return the proposal network with random weights; `beta` is where its smooth L1 loss turns linear."""
     anchors = ExactAnchors(config.anchor_sizes_px, config.ratios, config.strides_px)
     (pre_train, post_train), (pre_test, post_test) = config.top_n_train, config.top_n_test
-    return ProposalNetwork(
+    network = ProposalNetwork(
         anchors,
         RPNHead(config.channels, len(config.ratios)),
         fg_iou_thresh=0.7,
@@ -93,3 +97,5 @@ def build_rpn(config: RPNConfig) -> ProposalNetwork:
         post_nms_top_n={"training": post_train, "testing": post_test},
         nms_thresh=config.nms_iou,
     )
+    network.beta = beta
+    return network
