@@ -21,6 +21,7 @@ from segworker.config_values import (
     FailureLimitValue,
     ValueRange,
     ValueRangeValue,
+    is_secret,
     parse_duration,
     parse_list,
     parse_mapping,
@@ -302,6 +303,8 @@ class JobConfig(Section):
 def _public(value: JsonValue) -> JsonValue:
     if isinstance(value, list):
         return [_public(item) for item in value]
+    if isinstance(value, dict):
+        return {key: "***" if is_secret(key) else _public(item) for key, item in value.items()}
     return public_uri(value) if isinstance(value, str) else value
 
 

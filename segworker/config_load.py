@@ -24,6 +24,8 @@ from segworker.errors import ConfigError
 from segworker.killpoints import KILL_VARIABLE, STOP_VARIABLE
 
 ENV_PREFIX = "SEGWORKER_"
+MAX_VALUES = 100_000
+"Of a job file: a few lines of aliases can stand for more than any memory holds."
 CONFIG_VARIABLE = "SEGWORKER_CONFIG"
 "Names the job file where `--config` does not."
 
@@ -122,11 +124,27 @@ def _check_file(path: Path) -> None:
         raise ConfigError(f"a job file must be readable text, got {path}: {error}; check --config") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"a job file must be YAML, got {path}: {' '.join(str(error).split())}") from error
+    if _num_values(content, {}) > MAX_VALUES:
+        raise ConfigError(
+            f"a job file has at most {MAX_VALUES:,} values, got more in {path} once its aliases are followed; "
+            "list many scenes in a manifest"
+        )
     if not isinstance(content, dict | None):
         raise ConfigError(
             f"a job file must be a mapping of sections ({', '.join(sections())}), got a {type(content).__name__} in "
             f"{path}; `segworker run --print-config` writes a whole one"
         )
+
+
+def _num_values(content: object, known: dict[int, int]) -> int:
+    """Return how many values a YAML document holds, those behind aliases as often as they are named."""
+    if not isinstance(content, dict | list):
+        return 1
+    if id(content) not in known:
+        known[id(content)] = MAX_VALUES + 1  # of a list that holds itself
+        inner = content.values() if isinstance(content, dict) else content
+        known[id(content)] = 1 + sum(_num_values(value, known) for value in inner)
+    return known[id(content)]
 
 
 def _from_sources(flags: dict[str, dict[str, object]], file: Path | None) -> JobConfig:

@@ -20,6 +20,9 @@ _AREA = re.compile(r"\s*(\d+(?:\.\d*)?(?:e[+-]?\d+)?)\s*(px|m2|um2)?\s*")
 _DURATION = re.compile(r"\s*(\d+(?:\.\d*)?)\s*(s|m|h|d)?\s*")
 _BYTES = re.compile(r"\s*(\d+(?:\.\d*)?)\s*(B|kB|MB|GB|TB)?\s*", re.IGNORECASE)
 _SECRET = re.compile(r"signature|credential|token|secret|X-Amz-", re.IGNORECASE)
+_UNESCAPED = re.compile(r"^([A-Za-z0-9+.-]+://)[^/:@\[\s]*:(?!\d*(?:[/?#]|$))\S*@")
+"user:password@ where the password holds a '/', '?' or '#' as it is."
+_PASSWORD = re.compile(r"passw|api_?key|access_?key|auth", re.IGNORECASE)
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _FACTORS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 
@@ -169,7 +172,7 @@ def parse_mapping(value: object) -> object:
     an item has only one '='.
     """
     if isinstance(value, str) and value.strip().startswith("{"):
-        return yaml.safe_load(value)
+        return _from_yaml(value)
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, list | tuple):
         return value
@@ -184,8 +187,21 @@ def _pair(text: str) -> tuple[str, JsonValue]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise ValueError(f"a mapping is written KEY=VALUE, got {text!r}; write nucleus=0.6")
-    scalar: JsonValue = yaml.safe_load(value) if value else ""
-    return key.strip(), scalar
+    return key.strip(), _from_yaml(value) if value else ""
+
+
+def _from_yaml(text: str) -> JsonValue:
+    """Read plain YAML: no tag of it makes an object or calls anything."""
+    try:
+        value: JsonValue = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"a value is plain YAML, got {text[:80]!r} ({' '.join(str(error).split())[:120]})") from None
+    return value
+
+
+def is_secret(name: str) -> bool:
+    """Whether a key names something that must not be recorded."""
+    return bool(_SECRET.search(name) or _PASSWORD.search(name))
 
 
 def public_uri(uri: str) -> str:
@@ -195,6 +211,7 @@ def public_uri(uri: str) -> str:
     """
     if "://" not in uri:
         return uri
+    uri = _UNESCAPED.sub(r"\1", uri)
     parts = urlsplit(uri)
     secret = "@" in parts.netloc or _SECRET.search(parts.query)
     if parts.scheme in ("s3", "s3a", "file") and not secret:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from segworker.errors import PredictionError
 from segworker.jit import kernel
 
+MAX_NAME = 200
 Affine6: TypeAlias = tuple[float, float, float, float, float, float]
 
 
@@ -27,12 +28,17 @@ class Category:
     id: int
     "Positive and unique within a model; the class_id of features and the category_id of COCO."
     name: str
+    "Printable text of 1 to 200 characters."
     isthing: bool = True
     "True for countable objects, False for stuff."
 
     def __post_init__(self) -> None:
         if self.id < 0:
             raise ValueError(f"category ids must not be negative, got {self.id} for {self.name!r}")
+        if not (0 < len(self.name) <= MAX_NAME and self.name.isprintable()):
+            raise ValueError(
+                f"a category's name is printable text of 1 to {MAX_NAME} characters, got {self.name[:80]!r}; rename it"
+            )
 
 
 @dataclass(frozen=True, slots=True)

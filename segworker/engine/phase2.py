@@ -43,9 +43,9 @@ from segworker.types import Instances
 
 PART_FEATURES = 250_000
 "Features of one part, and annotations of one COCO file."
-SMALL_BYTES = 8_000_000
-"Shard bytes of the scenes that share a task and a part, which comes out below 32 MB."
-WHOLE_BYTES = SMALL_BYTES
+SMALL_BYTES = 1_000_000
+"Shard bytes of the scenes that share a task and a part, about as large: when one of them changes, all are written anew."
+WHOLE_BYTES = 8_000_000
 "Shard bytes of a scene of several blocks that one task stitches."
 
 

@@ -12,7 +12,8 @@ import torch
 from segworker.engine.job import ModelFacts, Precision
 from segworker.engine.tiles import Batch, BlockWork, TileFailure, scaled
 from segworker.engine.watch import time_limit
-from segworker.errors import PredictionError
+from segworker.errors import PredictionError, WeightsError
+from segworker.io.failures import redact
 from segworker.io.storage import open_storage
 from segworker.models.memory import keep_freed_memory
 from segworker.models.protocol import choose_device, place, predict_arrays
@@ -29,6 +30,8 @@ def fetch_weights(uri: str | None) -> Path | bytes | None:
     if uri.startswith("s3://"):
         folder, _, name = uri.rpartition("/")
         return open_storage(folder).read(name)
+    if "://" in uri and not uri.startswith("file://"):
+        raise WeightsError(f"weights are a local file or an s3:// object, got {redact(uri)!r}; copy them there")
     return Path(uri.removeprefix("file://")).expanduser()
 
 

@@ -24,7 +24,7 @@ from segworker.io.table import FEATURES_TABLE, read_parquet, require_store, writ
 from segworker.io.table_crs import TableCrs
 from segworker.schema import FEATURES
 
-SHARED_BYTES = 4 * 10**6
+SHARED_BYTES = 2 * 10**6
 "Of a part that several scenes share: small, because a scene that changes has its neighbours' rows written again."
 SCENE_BYTES = 256 * 10**6
 "Of a part of one scene, which is replaced as a whole."

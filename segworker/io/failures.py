@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import re
-from urllib.parse import urlsplit, urlunsplit
 
+from segworker.config_values import public_uri
 from segworker.errors import StorageError
 
 _CREDENTIALS = (
@@ -44,7 +44,8 @@ _BY_ERRNO = {
     errno.EISDIR: _FOLDER,
     errno.EEXIST: _FOLDER,
 }
-_URI = re.compile(r"\b(\w+://)(?:[^\s/@'\"]+@)?([^\s?'\"]+)\?[^\s'\"]+|\b(\w+://)[^\s/@'\"]+@([^\s?'\"]+)")
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s<>\"']+")
+_QUERY = re.compile(r"\?\S*(?:signature|credential|token|secret|X-Amz-|sig=)\S*", re.IGNORECASE)
 _NO_ANSWER = re.compile(r"error sending request|connection refused|dns error|operation timed out", re.IGNORECASE)
 
 
@@ -53,18 +54,19 @@ def redact(uri: str) -> str:
 
     Local paths, and s3:// URIs that hold no secret, stay as they are ('?' and '#' are legal in keys).
     """
-    if "://" not in uri:
-        return uri
-    parts = urlsplit(uri)
-    secret = "@" in parts.netloc or re.search(r"signature|credential|token|secret|X-Amz-", parts.query, re.IGNORECASE)
-    if parts.scheme in ("s3", "s3a", "file") and not secret:
-        return uri
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    return public_uri(uri)
 
 
-def redact_text(text: str) -> str:
-    """Return a text in which every uri is without user:password and without its query string."""
-    return _URI.sub(lambda found: f"{found[1] or found[3]}{found[2] or found[4]}", text)
+def scrub(text: str) -> str:
+    """Return a message with what may be secret taken out of the URIs in it."""
+    return _QUERY.sub("", _URI.sub(_public, text))
+
+
+def _public(uri: re.Match[str]) -> str:
+    try:
+        return public_uri(uri[0])
+    except ValueError:  # no URI after all
+        return f"{uri[0].partition('://')[0]}://..."
 
 
 def is_missing_bucket(error: Exception) -> bool:
@@ -110,4 +112,4 @@ def _brief(text: str) -> str:
     if code:
         return f"{code[1]}: {message[1].rstrip('.')}" if message else code[1]
     first = re.split(r"\n\s*\n|Debug source|, after \d+ retries", text, maxsplit=1)[0]
-    return re.sub(r"\?\S+", "", " ".join(first.split()))[:300].rstrip(" :.")
+    return scrub(" ".join(first.split()))[:300].rstrip(" :.")

@@ -7,8 +7,8 @@ folder of 100,000 images that would cost more than the reading.
 
 from __future__ import annotations
 
+import logging
 import os
-import re
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,13 +19,14 @@ from typing import Any, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
 import rasterio
-from rasterio._env import set_gdal_config
+from rasterio._env import GDALEnv, set_gdal_config
 from rasterio._err import CPLE_BaseError
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.io import DatasetReader
 
 from segworker.errors import ReadError, SceneError
 from segworker.io.aws import gdal_env, rasterio_session, resolve_access
-from segworker.io.failures import redact
+from segworker.io.failures import redact, scrub
 from segworker.io.retry import pause
 
 SELF_CONTAINED = frozenset(
@@ -41,9 +42,17 @@ CACHE_BYTES = 512 * 2**20
 READ_TRIES = 4
 _T = TypeVar("_T")
 _ACCESS_S = 300
+_NAMES_OTHERS = frozenset(
+    {
+        *("DAAS", "DERIVED", "EEDA", "EEDAI", "ESRIC", "GTI", "HTTP", "MRF", "NGW", "OGCAPI", "PLMOSAIC", "PLScenes"),
+        *("GeoRaster", "PostGISRaster", "Rasterlite", "STACIT", "STACTA", "VRT", "WCS", "WMS", "WMTS", "MEM", "Memory"),
+    }
+)
+"Drivers whose files name services or other files, whatever the file is called; VRT is checked (`virtual`)."
 _OPTIONS = {
     "GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO",  # the fast path fills a truncated PNG with zeros and reports nothing
     "GDAL_VRT_ENABLE_PYTHON": "NO",  # a scene never runs code
+    "GDAL_VRT_RAWRASTERBAND_ALLOWED_SOURCE": "SIBLING_OR_CHILD_OF_VRT_PATH",  # no bytes of any file as pixels
     "GDAL_INGESTED_BYTES_AT_OPEN": "32768",
     "CPL_VSIL_CURL_NON_CACHED": "/vsis3/:/vsicurl/",  # a worker that lives for days must see a replaced object
     "CPL_VSIL_CURL_USE_HEAD": "NO",  # a presigned URL may be signed for GET alone
@@ -112,9 +121,22 @@ def open_dataset(uri: str, *, overview_level: int | None = None) -> Any:  # noqa
     options = {} if overview_level is None else {"overview_level": overview_level}
     path = gdal_path(uri)
     try:
-        return reread(uri, lambda: rasterio.open(path, sharing=False, **options))
+        return reread(uri, lambda: DatasetReader(path, driver=_drivers(is_virtual(uri)), sharing=False, **options))
     except GDAL_ERRORS as error:
         raise SceneError(f"a scene must be a raster that GDAL opens, got {_what(uri, error)}") from None
+
+
+def is_virtual(uri: str) -> bool:
+    """Whether a scene is a virtual raster, by its name; under another name GDAL does not open it as one here."""
+    return urlsplit(uri).path.lower().endswith(".vrt")
+
+
+@lru_cache(maxsize=2)
+def _drivers(virtual: bool) -> list[str]:  # noqa: FBT001 - a cache knows no keywords
+    """Return the formats that a file may be of. Inside an environment."""
+    if virtual:
+        return ["VRT"]
+    return sorted(set(GDALEnv().drivers()) - _NAMES_OTHERS)
 
 
 def reread(uri: str, read: Callable[[], _T]) -> _T:
@@ -152,7 +174,7 @@ def cause_of(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     text = str(getattr(error, "errmsg", "") or error) or type(error).__name__
-    return re.sub(r"\?\S+", "", " ".join(text.split()))[:300]
+    return scrub(" ".join(text.split()))[:300]
 
 
 def _what(uri: str, error: BaseException) -> str:
@@ -161,11 +183,24 @@ def _what(uri: str, error: BaseException) -> str:
     return f"{redact(uri)} ({cause_of(error)}); check that the file is complete and of a raster format"
 
 
+class _Scrub(logging.Filter):
+    """Takes secrets out of what rasterio logs of GDAL's remarks, which quote presigned addresses whole."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = scrub(record.getMessage()), ()
+        return True
+
+
+_scrub = _Scrub()
+
+
 def _quiet() -> None:
-    """Ignore rasterio's warning on images without georeference: here they are ordinary scenes.
+    """Keep secrets out of rasterio's logs, and its warnings on images without georeference: ordinary scenes here.
 
     For the whole process and on each call, because `warnings.catch_warnings` is not safe with threads.
     """
+    for name in ("rasterio._env", "rasterio._err", "rasterio._io", "rasterio._base"):
+        logging.getLogger(name).addFilter(_scrub)  # once: a logger keeps one of each
     first = warnings.filters[0] if warnings.filters else None
     if first is None or first[2] is not NotGeoreferencedWarning:
         warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)

@@ -18,7 +18,8 @@ from segworker.errors import SceneError
 from segworker.geo import invert_affine
 from segworker.io.bands import plan_bands
 from segworker.io.failures import redact
-from segworker.io.gdal import GDAL_ERRORS, SIDE_FILES, cause_of, gdal_environment, open_dataset
+from segworker.io.gdal import GDAL_ERRORS, SIDE_FILES, cause_of, gdal_environment, is_virtual, open_dataset
+from segworker.io.virtual import check_virtual
 from segworker.types import Affine6, InputSpec, Scene
 
 MAX_SCENE_PX = 10**11
@@ -83,6 +84,8 @@ def open_scene(
     or is larger than the limits. A scene with ground control points only is described as the north-up warp that is
     read; one with rational polynomials (RPC) only is a scene in pixels, and a warning is logged.
     """
+    if is_virtual(uri):
+        check_virtual(uri)
     with ExitStack() as stack:
         stack.enter_context(gdal_environment(uri, side_files=_may_have_side_files(stat)))
         dataset = stack.enter_context(open_dataset(uri))

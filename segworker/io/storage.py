@@ -314,7 +314,7 @@ def split_s3(uri: str) -> tuple[str, str]:
     bucket, _, prefix = uri.split("://", 1)[1].partition("/")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]", bucket):
         raise StorageError(
-            f"an S3 bucket name has 3 or more letters, digits, dots or hyphens, got {redact(bucket)!r}; "
+            f"an S3 bucket name has 3 or more letters, digits, dots or hyphens, got {bucket.rpartition('@')[2]!r}; "
             "write s3://bucket/prefix"
         )
     return bucket, prefix.strip("/")

@@ -19,13 +19,14 @@ from pathlib import Path, PurePosixPath
 from typing import NoReturn
 from urllib.error import HTTPError
 from urllib.parse import unquote, urlsplit
-from urllib.request import Request, urlopen
+from urllib.request import urlopen
 
 from segworker.errors import ConfigError, StorageError
-from segworker.io.failures import redact
+from segworker.io.failures import redact, scrub
 from segworker.io.gdal import SELF_CONTAINED
 from segworker.io.header import FileStat
 from segworker.io.storage import Storage, open_storage, split_s3
+from segworker.io.web import web_request
 from segworker.sources.identity import Candidate
 
 RASTER_EXTENSIONS = SELF_CONTAINED | {
@@ -241,14 +242,14 @@ def _scan(folder: str, names: Iterable[str] | None) -> dict[str, _Listed]:
 
 def _http_stat(uri: str) -> tuple[FileStat | None, str | None]:
     """Ask for the first byte: a presigned URL may not allow HEAD. Side files are not looked for on web servers."""
-    request = Request(uri, headers={"Range": "bytes=0-0"})  # noqa: S310 - http or https
     try:
+        request = web_request(uri, Range="bytes=0-0")
         with urlopen(request, timeout=_HTTP_TIMEOUT_S) as response:  # noqa: S310 - http or https
             headers = response.headers
     except HTTPError as error:
         return None, f"the server answers {error.code} {error.reason}"
     except (OSError, ValueError, HTTPException) as error:
-        return None, f"the server cannot be reached ({error})"
+        return None, f"the server cannot be reached ({scrub(str(error))})"
     total = (headers.get("Content-Range") or "").rpartition("/")[2] or headers.get("Content-Length") or ""
     parsed = email.utils.parsedate_tz(headers.get("Last-Modified") or "")
     size = int(total) if total.isdigit() else None

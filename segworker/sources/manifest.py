@@ -5,16 +5,18 @@ from __future__ import annotations
 import csv
 import io
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
+from urllib.request import urlopen
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segworker.errors import ConfigError, StorageError
-from segworker.io.failures import redact
+from segworker.io.failures import redact, scrub
 from segworker.io.storage import open_storage
+from segworker.io.web import web_request
 from segworker.sources.identity import check_scene_id
 
 EXTENSIONS = (".txt", ".csv", ".parquet")
@@ -77,14 +79,16 @@ def read_manifest(uri: str) -> list[Entry]:
 def _read(uri: str) -> bytes:
     try:
         if uri.startswith(("http://", "https://")):
-            with urlopen(Request(uri), timeout=_TIMEOUT_S) as response:  # noqa: S310 - the scheme was just checked
+            with urlopen(web_request(uri), timeout=_TIMEOUT_S) as response:  # noqa: S310 - the scheme was just checked
                 return bytes(response.read())
         if "://" in uri:
             folder, _, name = uri.rpartition("/")
             return open_storage(folder).read(name)
         return Path(uri).read_bytes()
-    except (OSError, StorageError) as error:
-        raise ConfigError(f"a manifest must be readable, got {redact(uri)} ({error}); correct the path") from None
+    except (OSError, StorageError, ValueError, HTTPException) as error:
+        raise ConfigError(
+            f"a manifest must be readable, got {redact(uri)} ({scrub(str(error))}); correct the path"
+        ) from None
 
 
 def _text(data: bytes, name: str) -> str:

@@ -14,7 +14,7 @@ import argparse
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,6 @@ from segworker.config_values import parse_bytes
 from segworker.decode import decode_instances
 from segworker.grid import Grid
 from segworker.io.commit import commit_run
-from segworker.io.geoparquet import Part
 from segworker.io.ids import INDEX_BITS, reserve_scene_numbers
 from segworker.io.rows import outline, rows_of
 from segworker.io.shards import TileResult, write_shard
@@ -106,19 +105,15 @@ def scenes_table(numbers: dict[str, int], run_id: str) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=pa.schema([f for f in SCENES if f.name not in COMMIT_COLUMNS]))
 
 
-def commit(
-    storage: Storage, run_id: str, made: list[Pattern], chosen: dict[str, int], per_part: int
-) -> tuple[list[Part], float]:
-    """Commit scenes in parts of so many scenes; return the parts and the seconds of the commit alone."""
-    items = list(chosen.items())
-    parts = []
-    for k, start in enumerate(range(0, len(items), per_part)):
-        group = items[start : start + per_part]
-        tables = [scene_table(made[number % len(made)], number, scene_id, run_id) for scene_id, number in group]
-        parts.append(write_part(storage, run_id, k, pa.concat_tables(tables), PIXELS))
+def commit(storage: Storage, run_id: str, tables: Sequence[pa.Table], numbers: dict[str, int], per_part: int) -> float:
+    """Commit scenes in parts of so many scenes; return the seconds of the commit alone."""
+    parts = [
+        write_part(storage, run_id, k, pa.concat_tables(tables[start : start + per_part]), PIXELS)
+        for k, start in enumerate(range(0, len(tables), per_part))
+    ]
     begin = time.perf_counter()
-    commit_run(storage, run_id=run_id, parts=parts, scenes=scenes_table(chosen, run_id), table_crs=PIXELS)
-    return parts, time.perf_counter() - begin
+    commit_run(storage, run_id=run_id, parts=parts, scenes=scenes_table(numbers, run_id), table_crs=PIXELS)
+    return time.perf_counter() - begin
 
 
 def selections(ids: list[str], share: float) -> Iterator[tuple[str, list[str]]]:
@@ -143,11 +138,13 @@ def scan(storage: Storage) -> float:
     return time.perf_counter() - begin
 
 
-def measure(folder: Path, label: str, per_part: int, num_scenes: int, share: float, made: list[Pattern]) -> None:
+def measure(
+    folder: Path, label: str, per_part: int, share: float, made: list[Pattern], tables: Sequence[pa.Table]
+) -> None:
     """Print one line for a part size."""
     storage = open_storage(folder)
-    numbers = reserve_scene_numbers(storage, [f"scene{k:06d}" for k in range(num_scenes)])
-    commit(storage, "r0", made, numbers, per_part)
+    numbers = reserve_scene_numbers(storage, [f"scene{k:06d}" for k in range(len(tables))])
+    commit(storage, "r0", tables, numbers, per_part)
     base = live_files(storage)
     cells = [
         f"{label:>9}", f"{per_part:>12,}", f"{len(base):>6,}", f"{sum(f.size_bytes for f in base) / 1e6:>7.1f}",
@@ -155,7 +152,8 @@ def measure(folder: Path, label: str, per_part: int, num_scenes: int, share: flo
     ]  # fmt: skip
     for k, (_, chosen) in enumerate(selections(list(numbers), share)):
         before = {f.path for f in live_files(storage)}
-        _, seconds = commit(storage, f"r{k + 1}", made, {i: numbers[i] for i in chosen}, per_part)
+        new = [scene_table(made[numbers[i] % len(made)], numbers[i], i, f"r{k + 1}") for i in chosen]
+        seconds = commit(storage, f"r{k + 1}", new, {i: numbers[i] for i in chosen}, per_part)
         after = live_files(storage)
         written = sum(f.size_bytes for f in after if f.path not in before) / sum(f.size_bytes for f in after)
         cells.append(f"{written:>9.1%} {seconds:>6.1f} s")
@@ -171,7 +169,8 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="rewrite-") as folder:
         made, shard_bytes = patterns(Path(folder, "shards"))
-        sample = [scene_table(made[k % len(made)], k, f"scene{k:06d}", "r0") for k in range(400)]
+        tables = [scene_table(made[k % len(made)], k, f"scene{k:06d}", "r0") for k in range(arguments.scenes)]
+        sample = tables[:400]
         part = write_part(open_storage(Path(folder, "sample")), "r0", 0, pa.concat_tables(sample), PIXELS)
         scene_bytes = part.size_bytes / len(sample)
         objects = sum(map(len, sample)) / len(sample)
@@ -182,7 +181,7 @@ def main() -> None:
         for label in arguments.parts.split(","):
             text = label.removesuffix("scenes")
             per_part = int(text) if label.endswith("scenes") else max(1, int(parse_bytes(text) / scene_bytes))
-            measure(Path(folder, label), label, per_part, arguments.scenes, arguments.changed, made)
+            measure(Path(folder, label), label, per_part, arguments.changed, made, tables)
             shutil.rmtree(Path(folder, label))
 
 
