@@ -19,7 +19,7 @@ from segworker.config import JobConfig
 from segworker.config_flags import Parser, parse
 from segworker.config_load import CONFIG_VARIABLE, load, to_yaml, unknown
 from segworker.errors import ConfigError, ExitCode, SegworkerError
-from segworker.io.failures import scrub
+from segworker.io.failures import redact_text
 
 RAY_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 "Ray sets it in the entrypoint of a submitted job."
@@ -70,7 +70,7 @@ def guarded(command: Callable[[], int], *, debug: bool = False) -> int:
     except SegworkerError as error:
         if debug:
             traceback.print_exception(error)
-        for line in scrub(str(error)).splitlines():
+        for line in redact_text(str(error)).splitlines():
             print(f"error: {line}", file=sys.stderr)
         return int(error.exit_code)
     except KeyboardInterrupt:

@@ -19,8 +19,6 @@ from segworker.errors import ConfigError, SegworkerError
 STARTS = 3
 "Attempts to start a local Ray."
 
-LOOPBACK = "127.0.0.1"
-
 
 @dataclass(frozen=True, slots=True)
 class Workers:
@@ -52,8 +50,7 @@ def cluster(config: JobConfig) -> Iterator[None]:
         os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine is slow, not broken
         if config.engine.log_level != "debug":  # its own remarks go to the terminal; errors of tasks still come to us
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        # By the address of this machine Ray's servers would listen to the whole network, which none of them has to.
-        _start(num_cpus=config.engine.cpus, include_dashboard=False, _node_ip_address=LOOPBACK, **quiet)
+        _start(num_cpus=config.engine.cpus, include_dashboard=False, **quiet)
     else:
         try:
             ray.init(address=address, **quiet)

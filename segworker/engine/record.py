@@ -16,7 +16,7 @@ from segworker.engine.job import Job
 from segworker.engine.mosaics import write_sheet_lists
 from segworker.engine.phase2 import SeamCounts, Stitched
 from segworker.errors import ExitCode
-from segworker.io.failures import redact
+from segworker.io.failures import redact, redact_text
 from segworker.io.quarantine import quarantine_path
 from segworker.io.storage import Storage, open_storage
 from segworker.sources.find import SceneFailure
@@ -104,7 +104,7 @@ def run_record(
 
 
 def _told(failure: SceneFailure) -> dict[str, str]:
-    return {"scene_id": failure.scene_id, "uri": redact(failure.uri), "error": str(failure.error)}
+    return {"scene_id": failure.scene_id, "uri": redact(failure.uri), "error": redact_text(str(failure.error))}
 
 
 def announce(job: Job, account: Account, error: BaseException | None = None) -> None:
@@ -116,7 +116,7 @@ def announce(job: Job, account: Account, error: BaseException | None = None) -> 
             "name": job.config.output.name,
             "status": "running" if error is None else "failed",
             "exit_code": None if error is None else int(getattr(error, "exit_code", ExitCode.FAILED)),
-            "error": None if error is None else str(error),
+            "error": None if error is None else redact_text(str(error)),
             "started_at": account.started_at.isoformat(),
             "keys": {"tile_key": job.common.tile_key, "stitch_key": job.common.stitch_key},
             "configuration": job.config.record(),

@@ -57,7 +57,7 @@ def redact(uri: str) -> str:
     return public_uri(uri)
 
 
-def scrub(text: str) -> str:
+def redact_text(text: str) -> str:
     """Return a message with what may be secret taken out of the URIs in it."""
     return _QUERY.sub("", _URI.sub(_public, text))
 
@@ -112,4 +112,4 @@ def _brief(text: str) -> str:
     if code:
         return f"{code[1]}: {message[1].rstrip('.')}" if message else code[1]
     first = re.split(r"\n\s*\n|Debug source|, after \d+ retries", text, maxsplit=1)[0]
-    return scrub(" ".join(first.split()))[:300].rstrip(" :.")
+    return redact_text(" ".join(first.split()))[:300].rstrip(" :.")

@@ -26,7 +26,7 @@ from rasterio.io import DatasetReader
 
 from segworker.errors import ReadError, SceneError
 from segworker.io.aws import gdal_env, rasterio_session, resolve_access
-from segworker.io.failures import redact, scrub
+from segworker.io.failures import redact, redact_text
 from segworker.io.retry import pause
 
 SELF_CONTAINED = frozenset(
@@ -174,7 +174,7 @@ def cause_of(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     text = str(getattr(error, "errmsg", "") or error) or type(error).__name__
-    return scrub(" ".join(text.split()))[:300]
+    return redact_text(" ".join(text.split()))[:300]
 
 
 def _what(uri: str, error: BaseException) -> str:
@@ -187,7 +187,7 @@ class _Scrub(logging.Filter):
     """Takes secrets out of what rasterio logs of GDAL's remarks, which quote presigned addresses whole."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = scrub(record.getMessage()), ()
+        record.msg, record.args = redact_text(record.getMessage()), ()
         return True
 
 

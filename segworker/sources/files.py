@@ -22,7 +22,7 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import urlopen
 
 from segworker.errors import ConfigError, StorageError
-from segworker.io.failures import redact, scrub
+from segworker.io.failures import redact, redact_text
 from segworker.io.gdal import SELF_CONTAINED
 from segworker.io.header import FileStat
 from segworker.io.storage import Storage, open_storage, split_s3
@@ -249,7 +249,7 @@ def _http_stat(uri: str) -> tuple[FileStat | None, str | None]:
     except HTTPError as error:
         return None, f"the server answers {error.code} {error.reason}"
     except (OSError, ValueError, HTTPException) as error:
-        return None, f"the server cannot be reached ({scrub(str(error))})"
+        return None, f"the server cannot be reached ({redact_text(str(error))})"
     total = (headers.get("Content-Range") or "").rpartition("/")[2] or headers.get("Content-Length") or ""
     parsed = email.utils.parsedate_tz(headers.get("Last-Modified") or "")
     size = int(total) if total.isdigit() else None

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segworker.errors import ConfigError, StorageError
-from segworker.io.failures import redact, scrub
+from segworker.io.failures import redact, redact_text
 from segworker.io.storage import open_storage
 from segworker.io.web import web_request
 from segworker.sources.identity import check_scene_id
@@ -87,7 +87,7 @@ def _read(uri: str) -> bytes:
         return Path(uri).read_bytes()
     except (OSError, StorageError, ValueError, HTTPException) as error:
         raise ConfigError(
-            f"a manifest must be readable, got {redact(uri)} ({scrub(str(error))}); correct the path"
+            f"a manifest must be readable, got {redact(uri)} ({redact_text(str(error))}); correct the path"
         ) from None
 
 

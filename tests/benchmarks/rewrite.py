@@ -1,6 +1,7 @@
 """How many bytes a store writes anew when 1% of its scenes change, by the size of the parts that scenes share.
 
-    python tests/benchmarks/rewrite.py [--scenes 10000] [--changed 0.01] [--parts 32MB,8MB,4MB,1MB,4scenes]
+    python tests/benchmarks/rewrite.py [--scenes 10000] [--side 220] [--changed 0.01]
+        [--parts 32MB,8MB,4MB,1MB,4scenes]
 
 A store of small scenes (nuclei with traced outlines, moved about) is committed with parts of each size; then some of
 the scenes are committed again: neighbours in one run of ids, ten groups of neighbours, or picked at random; and those
@@ -40,7 +41,6 @@ from segworker.types import LabelMasks, Prediction, Scene
 
 PIXELS = TableCrs.of(None)
 NUM_PATTERNS = 40
-SIDE_PX = 220
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,13 +52,13 @@ class Pattern:
     bounds: np.ndarray
 
 
-def patterns(folder: Path) -> tuple[list[Pattern], float]:
+def patterns(folder: Path, side_px: int) -> tuple[list[Pattern], float]:
     """Return rows of some scenes as the pipeline makes them, and bytes of their tile shards for each scene."""
     found, shard_bytes, storage = [], 0, open_storage(folder)
     for seed in range(NUM_PATTERNS):
-        truth = make_scene("nuclei", SIDE_PX, seed)
-        scene = Scene(f"s{seed}", "/x.png", SIDE_PX, SIDE_PX, 3, "uint8", None, (1, 0, 0, 0, 1, 0), None, None)
-        grid = Grid.of_scene(scene, tile_px=SIDE_PX, overlap_px=0)
+        truth = make_scene("nuclei", side_px, seed)
+        scene = Scene(f"s{seed}", "/x.png", side_px, side_px, 3, "uint8", None, (1, 0, 0, 0, 1, 0), None, None)
+        grid = Grid.of_scene(scene, tile_px=side_px, overlap_px=0)
         n = truth.num_objects
         told = Prediction(np.zeros((n, 4)), truth.class_ids[1:], np.full(n, 0.9), LabelMasks(truth.labels_HW))
         tile = decode_instances(told, grid.tile(0, 0), grid=grid, class_ids=range(100))
@@ -98,7 +98,7 @@ def scenes_table(numbers: dict[str, int], run_id: str) -> pa.Table:
     """Return the rows of the scenes table for a run."""
     row = {
         "etag": None, "size_bytes": 90_000, "mtime_s": 1.5e9, "crs": None, "transform": [1.0, 0, 0, 0, 1, 0],
-        "pixel_size_um": None, "width": SIDE_PX, "height": SIDE_PX, "num_bands": 3, "tile_key": "t", "stitch_key": "s",
+        "pixel_size_um": None, "width": 220, "height": 220, "num_bands": 3, "tile_key": "t", "stitch_key": "s",
         "run_id": run_id, "num_tiles": 1, "num_failed_tiles": 0, "num_features": 1,
     }  # fmt: skip
     rows = [row | {"scene_no": n, "scene_id": i, "uri": f"/data/{i}.png"} for i, n in numbers.items()]
@@ -165,10 +165,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=10_000)
     parser.add_argument("--changed", type=float, default=0.01)
+    parser.add_argument("--side", type=int, default=220, help="pixels of a scene's side: how many objects it has")
     parser.add_argument("--parts", default="32MB,8MB,4MB,1MB,4scenes")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="rewrite-") as folder:
-        made, shard_bytes = patterns(Path(folder, "shards"))
+        made, shard_bytes = patterns(Path(folder, "shards"), arguments.side)
         tables = [scene_table(made[k % len(made)], k, f"scene{k:06d}", "r0") for k in range(arguments.scenes)]
         sample = tables[:400]
         part = write_part(open_storage(Path(folder, "sample")), "r0", 0, pa.concat_tables(sample), PIXELS)

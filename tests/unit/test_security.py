@@ -24,7 +24,7 @@ from segworker.config_load import from_flat, load
 from segworker.engine.predictor import fetch_weights
 from segworker.errors import ConfigError, ReadError, SceneError, SegworkerError, WeightsError
 from segworker.io.coco import CocoFeatures, CocoWriter, images_of_scene
-from segworker.io.failures import explain, redact, scrub
+from segworker.io.failures import explain, redact, redact_text
 from segworker.io.gdal import cause_of
 from segworker.io.header import open_scene
 from segworker.io.raster import SceneReader
@@ -183,7 +183,7 @@ def test_class_names_are_data(name: str, tmp_path: Path):
 def test_uris_lose_their_secrets(text: str):
     secret = re.compile("s3cr3t")
     assert not secret.search(redact(text))
-    assert not secret.search(scrub(f"GET {text} failed, {text}: no"))
+    assert not secret.search(redact_text(f"GET {text} failed, {text}: no"))
     assert not secret.search(str(explain("read", text, OSError(f"GET {text}: error sending request"))))
     assert not secret.search(cause_of(OSError(f"'/vsicurl/{text}' not recognized")))
     options = {"model_options": {"source": text, "list": [text]}, "weights": text, "scenes": [text], "manifest": text}
