@@ -44,7 +44,7 @@ from segworker.types import Instances
 PART_FEATURES = 250_000
 "Features of one part, and annotations of one COCO file."
 SMALL_BYTES = 1_000_000
-"Shard bytes of the scenes that share a task and a part, about as large: when one of them changes, all are written anew."
+"Shard bytes of the scenes that share a task and a part, about as large: all are written anew when one changes."
 WHOLE_BYTES = 8_000_000
 "Shard bytes of a scene of several blocks that one task stitches."
 
