@@ -5,6 +5,7 @@ Nothing heavy is imported before it is needed, so that help and errors come at o
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import logging
 import os
@@ -15,8 +16,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from segworker import cli_upkeep
-from segworker.config import JobConfig
-from segworker.config_flags import Parser, parse
+from segworker.config import AFTER_TILES, JobConfig
+from segworker.config_flags import Parser, parse, parse_changes
 from segworker.config_load import CONFIG_VARIABLE, load, to_yaml, unknown
 from segworker.errors import ConfigError, ExitCode, SegworkerError
 from segworker.io.failures import redact_text
@@ -45,6 +46,20 @@ examples:
 
 exit codes: 0 done, 1 failed, 2 usage or configuration, 3 committed but scenes or tiles are missing, 4 nothing done
 because another run holds the scenes."""
+
+STITCH_HELP = """\
+Stitch the tile results of a run again and commit the objects in place of the scenes' older ones.
+
+Neither scenes nor model are needed. What is not given stays as RUN had it; job files and SEGWORKER_ variables are not
+read. Tile results are kept for --keep-work after a complete run, and always after an incomplete one."""
+
+STITCH_EXAMPLES = """\
+examples:
+  segworker stitch latest out/store --min-score 0.7
+  segworker stitch s3://bucket/store/runs/20261120T201500Z-3fa4b2 --min-iou 0.3 --min-area 20um2
+  segworker stitch latest out/store --simplify 1.5 --no-coco"""
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -122,10 +137,7 @@ def _run(argv: Sequence[str], *, prog: str, dry_run: bool = False) -> int:
         print(to_yaml(command.config), end="")
         return ExitCode.DONE
     config = _with_scenes(command.config, bare=not argv)
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("rasterio").setLevel(logging.ERROR)  # GDAL's remarks; what matters is raised
-    logging.getLogger("segworker").setLevel(config.engine.log_level.upper())
-    logging.getLogger("rasterio").setLevel(logging.ERROR)  # its warnings quote presigned URLs whole; errors are raised
+    _start_logging(config.engine.log_level)
     return _execute(config, dry_run=dry_run or command.action == "plan")
 
 
@@ -138,6 +150,46 @@ def _execute(config: JobConfig, *, dry_run: bool) -> int:
     summary = engine.run(config)
     print(summary.text)
     return int(summary.exit_code)
+
+
+def _stitch_command(argv: Sequence[str]) -> int:
+    """Stitch a run's kept tile results again with other thresholds, without scenes and model."""
+    parser = Parser(
+        prog="segworker stitch",
+        description=STITCH_HELP,
+        epilog=STITCH_EXAMPLES,
+        usage="segworker stitch RUN [STORE] [--min-iou IOU] [--min-score SCORE] [--min-area AREA] [flags]",
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=110),
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", metavar="RUN", help="A run id, STORE/runs/ID, or latest.")
+    parser.add_argument("store", metavar="STORE", nargs="?", help=f"The store. [{JobConfig().output.output}]")
+    found, changes = parse_changes(argv, parser=parser, names=AFTER_TILES)
+    _start_logging(str(changes.get("log_level", "info")))
+    run, store = _run_and_store(found.run, getattr(found, "store", None))
+    from segworker import engine
+
+    summary = engine.stitch(run, store, changes)
+    print(summary.text)
+    return int(summary.exit_code)
+
+
+def _run_and_store(run: str, store: str | None) -> tuple[str, str]:
+    """Return (run id, store) of what a user named: an id in a store, or a path below the store."""
+    path = run.rstrip("/").removesuffix("/run.json")
+    root, inside, name = path.rpartition("/runs/")
+    if not inside:
+        return path, store or JobConfig().output.output
+    if store is not None and store.rstrip("/") != root:
+        raise ConfigError(f"a run is in one store, got {run} and {store}; name the store once")
+    return name, root
+
+
+def _start_logging(level: str) -> None:
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("rasterio").setLevel(logging.ERROR)  # its warnings quote presigned URLs whole; errors are raised
+    logging.getLogger("segworker").setLevel(level.upper() if level in LOG_LEVELS else "INFO")
 
 
 def _with_scenes(config: JobConfig, *, bare: bool) -> JobConfig:
@@ -210,6 +262,7 @@ def package_version() -> str:
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "run": _run_command,
     "plan": _plan_command,
+    "stitch": _stitch_command,
     "models": _models_command,
     "sample": _sample_command,
     **cli_upkeep.COMMANDS,

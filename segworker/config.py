@@ -40,6 +40,14 @@ Progress = Annotated[
 ]  # YAML 1.1 reads a bare on or off as a boolean
 
 
+AFTER_TILES = (
+    *("min_score", "class_min_score", "classes", "min_area", "max_area", "min_iou", "simplify"),
+    *("coco", "overview", "partial_ok", "name", "notes"),
+    *("address", "cpus", "max_failed_tiles", "progress", "log_level"),
+)
+"Fields that act after the tiles were predicted: `segworker stitch` may change them."
+
+
 class Section(BaseModel):
     """A section of the tree: frozen, without unknown keys, without infinities."""
 
@@ -185,7 +193,10 @@ class Stitch(Section):
         "lies in the other, more where only one of them says so.",
     )
     simplify: float = Field(
-        default=0.0, ge=0, description="Tolerance in pixels by which outlines are simplified; 0 keeps every pixel edge."
+        default=0.0,
+        ge=0,
+        description="Bends of outlines smaller than a square of this side, in pixels, are taken out; neighbours go on "
+        "sharing their borders; 0 keeps every pixel edge.",
     )
 
     @model_validator(mode="after")
@@ -256,6 +267,11 @@ class Engine(Section):
     tile_timeout: Duration = Field(
         default=parse_duration("10m"),
         description="Time for reading, predicting or decoding a tile; a process that takes longer is killed.",
+    )
+    check_shift: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.0,
+        description="Share of each run's tiles (0.05) that is tiled again on a grid shifted by half a tile, to measure "
+        "how far objects depend on where tiles end; costs as much prediction again.",
     )
     progress: Progress = Field(default="auto", description="Progress lines; auto shows them on a terminal only.")
     seed: int = Field(default=0, ge=0, description="Seed of everything that draws a sample.")

@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NoReturn, get_args, get_origin
+from typing import Literal, NoReturn, TypeAlias, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
@@ -37,6 +37,7 @@ _METAVARS = {
     "memory": "SIZE",
     "max_failed_tiles": "LIMIT",
     "tile_timeout": "TIME",
+    "check_shift": "SHARE",
     "output": "URI",
     "weights": "URI",
     "manifest": "URI",
@@ -44,6 +45,10 @@ _METAVARS = {
     "table_crs": "CRS",
     "mosaic_crs": "CRS",
 }
+
+
+Flags: TypeAlias = dict[str, object]
+"Values by the names of fields, as text."
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +119,28 @@ def make_parser(*, prog: str, description: str, epilog: str = "") -> Parser:
     return parser
 
 
+def parse_changes(argv: Sequence[str], *, parser: Parser, names: Sequence[str]) -> tuple[argparse.Namespace, Flags]:
+    """Return what a command's own arguments say, and the flags of single fields that stand among them.
+
+    Args:
+        argv: the command line behind the command's name.
+        parser: has the command's own arguments; the fields' flags are added to it.
+        names: the fields that its help lists. Flags of other fields are taken too: what may not change is for the
+            caller to say.
+    """
+    for section in sections().values():
+        group = parser.add_argument_group(section.title)
+        for name, field in section.model_fields.items():
+            if name != "scenes":
+                _add(group, name, field, hidden=name not in names)
+    own, rest = parser.parse_known_intermixed_args(list(argv))
+    if rest:
+        raise ConfigError(unknown("flag", rest[0].partition("=")[0], [flag(name) for name in names]))
+    known = leaves()
+    changes = {name: value for name, value in vars(own).items() if name in known}
+    return own, changes
+
+
 def default_text(name: str) -> str:
     """Return a field's default as a person would write it; empty where the description says what it is."""
     section, field = leaves()[name]
@@ -123,9 +150,10 @@ def default_text(name: str) -> str:
     return "" if field.default is None or value in ([], {}) else str(value)
 
 
-def _add(group: argparse._ArgumentGroup, name: str, field: FieldInfo) -> None:
+def _add(group: argparse._ArgumentGroup, name: str, field: FieldInfo, *, hidden: bool = False) -> None:
     default = default_text(name)
     text = f"{field.description}{f' [{default}]' if default else ''}".replace("%", "%%")
+    text = argparse.SUPPRESS if hidden else text
     if name == "scenes":
         group.add_argument("scenes", nargs="*", metavar="SCENE", help=text)
     elif field.annotation is bool:

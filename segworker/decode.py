@@ -30,6 +30,12 @@ from segworker.types import (
 )
 
 F32 = NDArray[np.float32]
+MAX_DEPTH = 100
+"Objects of one tile that may lie over one pixel: beyond, they are copies, and pairs of two tiles' copies too many."
+PROBABILITY_SLACK = 1e-2
+"Beyond 0 and 1, as half precision may round."
+MAX_INSTANCES = 1 << 20
+"Of one tile, see `stitch.parts`."
 
 
 def decode_instances(
@@ -52,12 +58,14 @@ def decode_instances(
         cut_trust_px: an instance whose box comes within this distance of a cut side gets that side's `Edge` bit.
 
     Raises:
-        PredictionError: NaN or infinite numbers, unknown classes, masks that do not fit the boxes or the window.
+        PredictionError: what is no array, NaN or infinite numbers, unknown classes, masks that do not fit the boxes or
+            the window, mask values that are no probabilities, more than MAX_DEPTH objects over one pixel.
 
     Masks without a pixel are dropped, boxes and masks are cut to the window.
     """
     _check(prediction, tile, class_ids)
     runs = masks.clip_runs(_mask_runs(prediction, tile.window), tile.window)
+    _check_depth(runs, prediction, tile)
     if valid_HW is not None and not valid_HW.all():
         runs = _keep_valid(runs, valid_HW, tile.window)
     kept = np.flatnonzero(np.diff(runs.offsets))
@@ -93,7 +101,8 @@ def edge_bits(boxes_xyxy: I32, window: Window, *, grid: Grid, margin_px: int) ->
 
 
 def _check(prediction: Prediction, tile: Tile, class_ids: Collection[int]) -> None:
-    where = f"tile ({tile.row}, {tile.col}) of {tile.scene_id}"
+    where = _where(tile)
+    _check_arrays(prediction, where)
     for name, values in _numbers(prediction):
         if not np.isfinite(values).all():
             raise PredictionError(f"{name} must be finite, got NaN or infinity in {where}; check weights and precision")
@@ -106,17 +115,102 @@ def _check(prediction: Prediction, tile: Tile, class_ids: Collection[int]) -> No
         raise PredictionError(
             f"class ids must be those of the model's categories {sorted(class_ids)[:8]}, got {unknown[:8]} in {where}"
         )
+    if len(prediction) >= MAX_INSTANCES:
+        raise PredictionError(f"a tile has fewer than {MAX_INSTANCES} objects, got {len(prediction)} in {where}")
     got, want = _mask_shape(prediction, tile)
     if got != want:
         raise PredictionError(f"masks must fit {want}, got {got} in {where}; fix the model's predict()")
-    if isinstance(prediction.masks, LabelMasks) and prediction.masks.labels_HW.max(initial=0) > len(prediction):
-        raise PredictionError(
-            f"labels must be at most N for N={len(prediction)} scores, got {prediction.masks.labels_HW.max()} in "
-            f"{where}; fix the model's predict()"
-        )
+    _check_mask_values(prediction, where)
     points = prediction.keypoints_NK3
     if points is not None and (points.ndim != 3 or points.shape[0] != len(prediction) or points.shape[2] != 3):
         raise PredictionError(f"keypoints must be (N, K, 3) for N={len(prediction)}, got {points.shape} in {where}")
+
+
+def _where(tile: Tile) -> str:
+    return f"tile ({tile.row}, {tile.col}) of {tile.scene_id}"
+
+
+def _check_arrays(prediction: Prediction, where: str) -> None:
+    """Refuse what is no array (tensors, lists), or an array of another kind of number."""
+    for name, value, kinds in _arrays(prediction):
+        if not isinstance(value, np.ndarray) or value.dtype.kind not in kinds:
+            got = f"{value.dtype} array" if isinstance(value, np.ndarray) else type(value).__name__
+            wanted = "integers" if "f" not in kinds else "numbers"
+            raise PredictionError(
+                f"{name} must be a numpy array of {wanted}, got {got} in {where}; convert it in the model's predict()"
+            )
+
+
+def _arrays(prediction: Prediction) -> Iterator[tuple[str, object, str]]:
+    """Yield the name, value and allowed kinds of dtype of each array."""
+    yield "boxes_xyxy", prediction.boxes_xyxy, "fiu"
+    yield "class_ids", prediction.class_ids, "iu"
+    yield "scores", prediction.scores, "fiu"
+    if prediction.keypoints_NK3 is not None:
+        yield "keypoints_NK3", prediction.keypoints_NK3, "fiu"
+    found = prediction.masks
+    if isinstance(found, BoxMasks):
+        yield "masks.probs_NMM", found.probs_NMM, "fiub"
+    if isinstance(found, LabelMasks):
+        yield "masks.labels_HW", found.labels_HW, "iub"
+    if isinstance(found, CroppedMasks):
+        yield "masks.corners_xy", found.corners_xy, "iu"
+        for mask in found.masks:
+            yield "masks.masks", mask, "biu"
+    if isinstance(found, PrototypeMasks):
+        yield "masks.prototypes_KHW", found.prototypes_KHW, "fiu"
+        yield "masks.coefficients_NK", found.coefficients_NK, "fiu"
+
+
+def _check_mask_values(prediction: Prediction, where: str) -> None:
+    found = prediction.masks
+    if isinstance(found, LabelMasks):
+        low, high = int(found.labels_HW.min(initial=0)), int(found.labels_HW.max(initial=0))
+        if low < 0 or high > len(prediction):
+            raise PredictionError(
+                f"labels must be at least 0 and at most N for N={len(prediction)} scores, got "
+                f"{low if low < 0 else high} in {where}; fix the model's predict()"
+            )
+    if isinstance(found, BoxMasks) and found.probs_NMM.size:
+        least, most = float(found.probs_NMM.min()), float(found.probs_NMM.max())
+        if least < -PROBABILITY_SLACK or most > 1 + PROBABILITY_SLACK:
+            raise PredictionError(
+                f"mask probabilities must lie in 0..1, got {least:.3g}..{most:.3g} in {where}; apply the "
+                "sigmoid in the model's predict()"
+            )
+    if isinstance(found, CroppedMasks) and any(mask.ndim != 2 for mask in found.masks):
+        raise PredictionError(f"cropped masks must be (h, w), got other shapes in {where}; fix the model's predict()")
+
+
+def _check_depth(runs: Runs, prediction: Prediction, tile: Tile) -> None:
+    if isinstance(prediction.masks, LabelMasks) or len(runs) <= MAX_DEPTH:
+        return
+    window = tile.window
+    depth, row, col = _depth(runs.rows, runs.starts, runs.stops, window.row_off, window.col_off, *window.shape_yx)
+    if depth > MAX_DEPTH:
+        raise PredictionError(
+            f"at most {MAX_DEPTH} objects may lie over one pixel, got {depth} at column {col}, row {row} of "
+            f"{_where(tile)}; suppress copies in the model's predict(), or raise its own score threshold"
+        )
+
+
+@kernel
+def _depth(
+    rows: I32, starts: I32, stops: I32, row_off: int, col_off: int, height: int, width: int
+) -> tuple[int, int, int]:
+    """Return the largest number of runs over one pixel, and that pixel's row and column in the window."""
+    changes = np.zeros((height, width + 1), np.int32)
+    for k in range(len(rows)):
+        changes[rows[k] - row_off, starts[k] - col_off] += 1
+        changes[rows[k] - row_off, stops[k] - col_off] -= 1
+    best, best_row, best_col = 0, 0, 0
+    for y in range(height):
+        now = 0
+        for x in range(width):
+            now += changes[y, x]
+            if now > best:
+                best, best_row, best_col = now, y, x
+    return best, best_row, best_col
 
 
 def _numbers(prediction: Prediction) -> Iterator[tuple[str, NDArray[np.floating]]]:
@@ -169,8 +263,10 @@ def _mask_runs(prediction: Prediction, window: Window) -> Runs:
 
 
 def _placed(mask: NDArray[np.bool_], corner_xy: NDArray[np.integer], window: Window) -> Runs:
-    col, row = int(corner_xy[0]) + window.col_off, int(corner_xy[1]) + window.row_off
     height, width = mask.shape
+    if not (-width < corner_xy[0] < window.width and -height < corner_xy[1] < window.height):
+        return Runs.empty(1)  # far outside, where int32 may not reach
+    col, row = int(corner_xy[0]) + window.col_off, int(corner_xy[1]) + window.row_off
     labels = np.ascontiguousarray(mask != 0, dtype=np.int32)
     counts = masks.runs_from_labels(labels, 1, window=Window(0, 0, width, height))
     return Runs(

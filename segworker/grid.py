@@ -26,6 +26,8 @@ class Axis:
     "Grid pixels."
     tile: int
     overlap: int
+    shift: int = 0
+    "All borders between cores lie this far before those of the plain grid, 0 to step - 1."
 
     def __post_init__(self) -> None:
         if self.tile < 1:
@@ -47,23 +49,23 @@ class Axis:
     @property
     def count(self) -> int:
         """Number of tiles along the axis."""
-        return max(1, math.ceil((self.size - self.overlap) / self.step))
+        return max(1, math.ceil((self.size + self.shift - self.overlap) / self.step))
 
     def core(self, k: int) -> tuple[int, int]:
         """Return the half-open core of tile k."""
-        halo = self.overlap // 2
+        halo = self.overlap // 2 - self.shift
         start = 0 if k == 0 else k * self.step + halo
         stop = self.size if k == self.count - 1 else (k + 1) * self.step + halo
         return start, stop
 
     def window(self, k: int) -> tuple[int, int]:
         """Return the half-open window of tile k."""
-        start = max(0, min(k * self.step, self.size - self.tile))
+        start = max(0, min(k * self.step - self.shift, self.size - self.tile))
         return start, min(self.size, start + self.tile)
 
     def owner(self, position: int) -> int:
         """Return the tile whose core holds a pixel position."""
-        return min(max(0, (position - self.overlap // 2) // self.step), self.count - 1)
+        return min(max(0, (position + self.shift - self.overlap // 2) // self.step), self.count - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,8 @@ class Grid:
     overlap_px: int
     scale: float = 1.0
     "Grid pixels per scene pixel."
+    is_shifted: bool = False
+    "All borders between cores lie half a core before those of the plain grid, to see whether results depend on them."
 
     def __post_init__(self) -> None:
         _ = self.x, self.y
@@ -92,12 +96,16 @@ class Grid:
     @property
     def x(self) -> Axis:
         """The columns of tiles."""
-        return Axis(self.width, self.tile_px, self.overlap_px)
+        return Axis(self.width, self.tile_px, self.overlap_px, self._shift)
 
     @property
     def y(self) -> Axis:
         """The rows of tiles."""
-        return Axis(self.height, self.tile_px, self.overlap_px)
+        return Axis(self.height, self.tile_px, self.overlap_px, self._shift)
+
+    @property
+    def _shift(self) -> int:
+        return (self.tile_px - self.overlap_px) // 2 if self.is_shifted else 0
 
     @property
     def shape_yx(self) -> tuple[int, int]:

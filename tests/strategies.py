@@ -19,9 +19,10 @@ seeds = st.integers(0, 2**32 - 1)
 
 @st.composite
 def axes(draw, *, max_size: int = 300, max_tile: int = 64) -> Axis:
-    """Axes with every overlap that is allowed."""
+    """Axes with every overlap and shift that is allowed."""
     tile = draw(st.integers(1, max_tile))
-    return Axis(draw(st.integers(1, max_size)), tile, draw(st.integers(0, tile - 1)))
+    overlap = draw(st.integers(0, tile - 1))
+    return Axis(draw(st.integers(1, max_size)), tile, overlap, draw(st.integers(0, tile - overlap - 1)))
 
 
 @st.composite
@@ -29,14 +30,16 @@ def grids(draw, *, max_side: int = 60, max_tile: int = 24) -> Grid:
     """Small grids with every overlap that is allowed."""
     tile = draw(st.integers(1, max_tile))
     overlap = draw(st.integers(0, tile - 1))
-    return Grid("s", draw(st.integers(1, max_side)), draw(st.integers(1, max_side)), tile, overlap)
+    width, height = draw(st.integers(1, max_side)), draw(st.integers(1, max_side))
+    return Grid("s", width, height, tile, overlap, is_shifted=draw(st.booleans()))
 
 
 @st.composite
 def tilings(draw, shape_yx: tuple[int, int], *, min_tile: int = 16, max_tile: int = 96) -> Grid:
     """Grids over a scene of a given shape whose tiles overlap by a pixel at least."""
     tile = draw(st.integers(min_tile, max_tile))
-    return Grid("s", shape_yx[1], shape_yx[0], tile, draw(st.integers(1, tile // 2)))
+    overlap = draw(st.integers(1, tile // 2))
+    return Grid("s", shape_yx[1], shape_yx[0], tile, overlap, is_shifted=draw(st.booleans()))
 
 
 @st.composite

@@ -1,6 +1,7 @@
-"""The engine: the only place that imports ray. `plan` says what a run would do, `run` does it."""
+"""The engine: the only place that imports ray. It can `plan` a run, `run` it, and `stitch` its tile results again."""
 
+from segworker.engine.restitch import stitch
 from segworker.engine.run import RunSummary, run
 from segworker.engine.survey import PlanSummary, plan
 
-__all__ = ["PlanSummary", "RunSummary", "plan", "run"]
+__all__ = ["PlanSummary", "RunSummary", "plan", "run", "stitch"]

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from segworker.engine.cluster import Workers
 from segworker.engine.tiles import BlockReceipt, TileFailure
 
 
@@ -25,6 +26,10 @@ class Account:
     instances: int = 0
     bytes_read: int = 0
     failures: list[TileFailure] = field(default_factory=list)
+    workers: Workers | None = None
+    "The predictors; None where there were none."
+    stitched_from: str | None = None
+    "The run whose tile results were stitched again."
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:

@@ -33,6 +33,8 @@ from segworker.types import Category, InputSpec, Scene
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
 SHARD_FORMAT = 1
 "Raised when shards of older code must not be used any more."
+BATCH_PX = 2 * 1024 * 1024
+"Pixels of one call of the model, about."
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +182,8 @@ def make_job(config: JobConfig, model: ModelFacts, run_id: str) -> Job:
             failures.append(SceneFailure(scene.uri, scene.scene_id, error))
     aoi = load_aoi(config.inputs.aoi) if config.inputs.aoi else None
     _check_aoi(aoi, scenes, failures, grids)
-    common = _common(config, model, run_id, table_crs, aoi, tile, overlap)
+    tile_key = tile_key_of(config, model, aoi, tile=tile, overlap=overlap)
+    common = make_common(config, model, run_id=run_id, table_crs=table_crs, aoi=aoi, tile_key=tile_key)
     pixel_bytes = model.spec.num_bands
     blocks = plan_blocks(
         [
@@ -242,31 +245,30 @@ def _check_aoi(
             del scenes[scene_id], grids[scene_id]
 
 
-def _common(
-    config: JobConfig,
-    model: ModelFacts,
-    run_id: str,
-    table_crs: TableCrs,
-    aoi: Aoi | None,
-    tile: int,
-    overlap: int,
-) -> Common:
-    options = _stitch_options(config, model)
-    batch_px = 2 * 1024 * 1024
+def tile_key_of(config: JobConfig, model: ModelFacts, aoi: Aoi | None, *, tile: int, overlap: int) -> str:
+    """Return the key of all that a tile's result depends on, besides the scene itself."""
     aoi_text = None if aoi is None else [aoi.crs, [g.hex() for g in shapely.to_wkb(aoi.polygons).tolist()]]
-    told = {
-        "format": SHARD_FORMAT,
-        "model": model.digest,
-        "precision": config.model.precision,
-        "tile": tile,
-        "overlap": overlap,
-        "resolution": [config.grid.resolution, config.grid.resolution_um],
-        "bands": config.inputs.bands,
-        "value_range": str(config.inputs.value_range),
-        "batch": [batch_px, config.model.batch_size],
-        "aoi": aoi_text,
-    }
-    tile_key = digest(told)
+    return digest(
+        {
+            "format": SHARD_FORMAT,
+            "model": model.digest,
+            "precision": config.model.precision,
+            "tile": tile,
+            "overlap": overlap,
+            "resolution": [config.grid.resolution, config.grid.resolution_um],
+            "bands": config.inputs.bands,
+            "value_range": str(config.inputs.value_range),
+            "batch": [BATCH_PX, config.model.batch_size],
+            "aoi": aoi_text,
+        }
+    )
+
+
+def make_common(
+    config: JobConfig, model: ModelFacts, *, run_id: str, table_crs: TableCrs, aoi: Aoi | None, tile_key: str
+) -> Common:
+    """Return what all tasks of a run share."""
+    options = _stitch_options(config, model)
     stitch_key = digest(
         [
             tile_key,
@@ -285,7 +287,7 @@ def _common(
         model=model,
         bands=config.inputs.bands,
         value_range=config.inputs.value_range,
-        batch_px=batch_px,
+        batch_px=BATCH_PX,
         batch_size=config.model.batch_size,
         options=options,
         min_area=config.stitch.min_area,

@@ -17,6 +17,7 @@ import ray
 from segworker.blocks import Block, TileRange
 from segworker.engine.calls import in_order
 from segworker.engine.job import BlockTask, Common, Job, with_grid_limits
+from segworker.engine.outlines import BlockOutlines, simplify_blocks
 from segworker.engine.writing import GroupResult, finish, write_group
 from segworker.grid import Grid
 from segworker.io.shards import read_shard, shard_path
@@ -214,20 +215,21 @@ def _assemble(
     whole: Sequence[ray.ObjectRef[Pieces]],
     parts: Mapping[int, ray.ObjectRef[Pieces]],
     ranks: Sequence[BlockRank],
+    outlines: Sequence[BlockOutlines | None],
     number: int,
     scene_nos: Mapping[str, int],
 ) -> GroupResult:
     """Pass D for a group of blocks of one scene, and their part."""
     found = []
-    for task, mine, rank in zip(tasks, whole, ranks, strict=True):
+    for task, mine, rank, places in zip(tasks, whole, ranks, outlines, strict=True):
         block_range = task.block.ranges[0]
         scene, grid = task.scenes[block_range.scene_id], task.grids[block_range.scene_id]
         pieces: Pieces = ray.get(mine)
-        foreign = _home_parts(rank, parts)
-        features = assemble_block(
-            pieces, Pieces.concatenate([pieces.take(np.zeros(0, np.int64)), *foreign]), rank, block_range.region(grid)
-        )
-        found.append(finish(features, scene=scene, scene_no=scene_nos[scene.scene_id], grid=grid, common=common))
+        home = Pieces.concatenate([pieces.take(np.zeros(0, np.int64)), *_home_parts(rank, parts)])
+        features = assemble_block(pieces, home, rank, block_range.region(grid))
+        outlined = None if places is None else places.fragments(pieces, home)
+        scene_no = scene_nos[scene.scene_id]
+        found.append(finish(features, scene=scene, scene_no=scene_no, grid=grid, common=common, fragments=outlined))
     return write_group(number, found, scene_nos=scene_nos, common=common)
 
 
@@ -294,6 +296,7 @@ def _stitch_large(
     del cut
     reached("cut")
     homes = find_homes(summaries, options=options)
+    outlines = simplify_blocks(job.common, grid, [b.ranges[0] for b in blocks], (whole, parts), homes)
     counts = [int(s.rows.sum()) + int(homes.starts[k + 1] - homes.starts[k]) for k, s in enumerate(summaries)]
     groups = _grouped(counts, PART_FEATURES)
     first = len(stitched.groups)
@@ -303,6 +306,7 @@ def _stitch_large(
         (
             shared,
             *_assembly(job, [blocks[b] for b in group], [next(ranks) for _ in group], whole, parts),
+            [outlines[b] for b in group],
             first + k,
             numbers,
         )

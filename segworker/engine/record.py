@@ -14,7 +14,9 @@ from segworker.engine.account import Account
 from segworker.engine.cluster import Workers
 from segworker.engine.job import Job
 from segworker.engine.mosaics import write_sheet_lists
-from segworker.engine.phase2 import SeamCounts, Stitched
+from segworker.engine.phase2 import Stitched
+from segworker.engine.seam_figures import seam_figures, seam_lines
+from segworker.engine.shift_check import ShiftCheck
 from segworker.errors import ExitCode
 from segworker.io.failures import redact, redact_text
 from segworker.io.quarantine import quarantine_path
@@ -28,13 +30,13 @@ PACKAGES = ("segworker", "ray", "torch", "torchvision", "numpy", "numba", "raste
 
 def run_record(
     job: Job,
-    workers: Workers,
     account: Account,
     stitched: Stitched,
     counts: Mapping[str, Counter[str]],
     pictures: list[str],
     table_version: int,
     exit_code: int,
+    shift: ShiftCheck | None = None,
 ) -> dict[str, Any]:
     """Write run.json and return what is in it. No secret of a configuration or a uri is recorded."""
     common = job.common
@@ -46,6 +48,7 @@ def run_record(
         "name": job.config.output.name,
         "notes": job.config.output.notes,
         "status": "done",
+        "stitched_from": account.stitched_from,
         "exit_code": exit_code,
         "started_at": account.started_at.isoformat(),
         "finished_at": datetime.now(UTC).isoformat(),
@@ -73,7 +76,7 @@ def run_record(
         "seconds": {k: round(v, 3) for k, v in account.seconds.items()},
         "stage_cpu_seconds": {k: round(v, 3) for k, v in account.stage_seconds.items()},
         "throughput": _throughput(job, account),
-        "seams": seam_quality(stitched.seams, sum((g.seams for g in stitched.groups), Counter()), common.categories),
+        "seams": seam_figures(job, stitched, shift),
         "failed_scenes": [_told(f) for f in failed_scenes[:MAX_LISTED]],
         "failed_sheets": [_told(f) for f in failed_sheets[:MAX_LISTED]],
         "failed_tiles": [
@@ -95,7 +98,7 @@ def run_record(
             "overviews": pictures,
             "quarantine": quarantine_path(common.run_id) if job.failures or account.failures else None,
         },
-        "workers": {"count": workers.count, "device": workers.device, "precision": workers.precision},
+        "workers": _told_workers(account.workers),
         "configuration": job.config.record(),
         "versions": versions(),
     }
@@ -115,6 +118,7 @@ def announce(job: Job, account: Account, error: BaseException | None = None) -> 
             "run_id": job.common.run_id,
             "name": job.config.output.name,
             "status": "running" if error is None else "failed",
+            "stitched_from": account.stitched_from,
             "exit_code": None if error is None else int(getattr(error, "exit_code", ExitCode.FAILED)),
             "error": None if error is None else redact_text(str(error)),
             "started_at": account.started_at.isoformat(),
@@ -130,25 +134,10 @@ def _write(job: Job, record: Mapping[str, Any]) -> None:
     open_storage(job.common.store_uri).write(path, json.dumps(record, indent=2).encode())
 
 
-def seam_quality(seams: SeamCounts, flags: Counter[str], categories: Mapping[int, Any]) -> dict[str, Any]:
-    """Return how far neighbouring tiles agreed on what both saw, overall and by class."""
-    by_class = {
-        categories[c].name: {
-            "seen_by_both_sides": seen,
-            "agreement": round(linked / seen, 4) if seen else None,
-            "mean_iou": round(seams.iou[c][1] / seams.iou[c][0], 4) if seams.iou.get(c, [0])[0] else None,
-        }
-        for c, (seen, linked) in sorted(seams.seen.items())
-    }
-    total = sum(s for s, _ in seams.seen.values())
-    links = sum(n for n, _ in seams.iou.values())
-    return {
-        "seen_by_both_sides": total,
-        "agreement": round(sum(n for _, n in seams.seen.values()) / total, 4) if total else None,
-        "mean_iou": round(sum(s for _, s in seams.iou.values()) / links, 4) if links else None,
-        "by_class": by_class,
-        "features": dict(sorted(flags.items())),
-    }
+def _told_workers(workers: Workers | None) -> dict[str, Any] | None:
+    if workers is None:
+        return None
+    return {"count": workers.count, "device": workers.device, "precision": workers.precision}
 
 
 def versions() -> dict[str, str]:
@@ -190,13 +179,15 @@ def summary_text(record: Mapping[str, Any], storage: Storage) -> str:
     lost = f", {counts['failed_sheets']:,} failed" if counts["failed_sheets"] else ""
     sheets = sum(m["sheets"] for m in record["mosaics"].values())
     mosaics = f"; {len(record['mosaics']):,} of {sheets:,} sheets{lost}" if sheets else ""
+    origin = f", from the tiles of {record['stitched_from']}" if record["stitched_from"] else ""
+    timed = ", ".join(f"{k} {seconds[k]:.1f}" for k in ("predict", "stitch") if k in seconds)
     lines = [
-        f"run       {record['run_id']}",
+        f"run       {record['run_id']}{origin}",
         f"scenes    {counts['scenes']:,}{failed}{mosaics}",
         f"tiles     {counts['tiles']:,} ({tiles})",
         f"objects   {counts['features']:,} ({classes})",
-        f"seams     {_seam_line(record['seams'])}",
-        f"seconds   {seconds['total']:.1f} ({', '.join(f'{k} {seconds[k]:.1f}' for k in ('predict', 'stitch'))})",
+        *(f"seams     {line}" for line in seam_lines(record["seams"])),
+        f"seconds   {seconds['total']:.1f} ({timed})",
         f"table     {storage.location('features')}",
     ]
     if outputs["coco"]:
@@ -215,12 +206,3 @@ def summary_text(record: Mapping[str, Any], storage: Storage) -> str:
         for f in record["failed_tiles"][:5]
     ]
     return "\n".join(lines)
-
-
-def _seam_line(seams: Mapping[str, Any]) -> str:
-    merged, cut, open_ = (seams["features"].get(kind, 0) for kind in ("merged", "cut", "missing"))
-    told = f"{merged:,} objects joined, {cut:,} cut" + (f", {open_:,} beside missing tiles" if open_ else "")
-    if not seams["seen_by_both_sides"]:
-        return told
-    iou = f", mean IoU {seams['mean_iou']:.2f}" if seams["mean_iou"] is not None else ""
-    return f"{seams['agreement']:.1%} of what two tiles saw agreed{iou}; {told}"

@@ -6,10 +6,11 @@ import logging
 import secrets
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 
@@ -20,9 +21,10 @@ from segworker.engine.harvest import predict_job
 from segworker.engine.job import Job, make_job
 from segworker.engine.memory import fit_memory
 from segworker.engine.phase2 import Stitched, stitch_blocks
-from segworker.engine.predictor import describe_model
+from segworker.engine.planned import write_plan
 from segworker.engine.progress import Progress
 from segworker.engine.record import announce, run_record, summary_text
+from segworker.engine.shift_check import check_shift
 from segworker.errors import ExitCode, SceneError, SegworkerError
 from segworker.io.commit import commit_run, features_version
 from segworker.io.failures import redact
@@ -37,6 +39,8 @@ from segworker.report.overview import draw_overviews
 from segworker.schema import COMMIT_COLUMNS, SCENES
 from segworker.sources.find import SceneFailure
 
+TileResults: TypeAlias = Callable[[Job, Account], tuple[Job, dict[int, int]]]
+"Gives the job as it is once tile results are durable (which blocks are partial or lost), and the size of each shard."
 _log = logging.getLogger(__name__)
 
 
@@ -61,6 +65,8 @@ def run(config: JobConfig) -> RunSummary:
     Raises:
         SegworkerError: where nothing could be done; what was durable stays, and the same command goes on from it.
     """
+    from segworker.engine.predictor import describe_model  # it imports torch, which stitch tasks do without
+
     account = Account()
     run_id = make_run_id(account.started_at)
     facts = describe_model(config.model.model, dict(config.model.model_options), config.model.weights)
@@ -68,58 +74,68 @@ def run(config: JobConfig) -> RunSummary:
     _log.info("run %s: %d scenes, %d tiles, %d blocks", run_id, len(job.scenes), job.num_tiles, len(job.blocks))
     if not job.scenes:
         raise _nothing_readable(job)
-    job = fit_memory(job)
+    return carry_out(fit_memory(job), account, _predict)
+
+
+def carry_out(job: Job, account: Account, tile_results: TileResults) -> RunSummary:
+    """Do the work of a job that can begin and keep its record: get tile results, stitch, commit, and tell."""
     storage = open_storage(job.common.store_uri)
-    with held(storage, run_id, tile_key=job.common.tile_key) as lease:
+    with held(storage, job.common.run_id, tile_key=job.common.tile_key) as lease:
         announce(job, account)
         reached("planned")
         try:
-            return _run(job, account, lease)
+            if account.stitched_from is None:
+                write_plan(job)
+            return _carry_out(job, account, tile_results, lease)
         except SegworkerError as error:
             with suppress(SegworkerError):  # the store may be what failed
                 announce(job, account, error)
             raise
 
 
-def _run(job: Job, account: Account, lease: Held) -> RunSummary:
-    """Do the work of a job that can begin: predict, stitch, commit, and tell."""
+def _carry_out(job: Job, account: Account, tile_results: TileResults, lease: Held) -> RunSummary:
     config = job.config
     storage = open_storage(job.common.store_uri)
     base_version = features_version(storage)
     with cluster(config):
-        workers = choose_workers(config)
         whole_job = job
-        job, shard_bytes = predict_job(job, workers, account)
+        job, shard_bytes = tile_results(job, account)
         job = _without_lost_scenes(job, account)
         _quarantine(job, whole_job, account)
         _check_failed(job, account)
         scene_nos = reserve_scene_numbers(storage, job.scenes)
         with account.timed("stitch"), Progress("stitch", job.num_tiles, mode=config.engine.progress) as progress:
             stitched = stitch_blocks(job, scene_nos, shard_bytes, tell=progress.add)
-    reached("parts")
-    counts = _counts_by_scene(stitched)
-    with account.timed("commit"):
-        lease.confirm()
-        commit = commit_run(
-            storage,
-            run_id=job.common.run_id,
-            parts=[g.part for g in stitched.groups if g.part is not None],
-            scenes=_scene_rows(job, scene_nos, counts, account),
-            table_crs=job.common.table_crs,
-            base_version=base_version,
-        )
-    reached("committed")
+        reached("parts")
+        counts = _counts_by_scene(stitched)
+        with account.timed("commit"):
+            lease.confirm()
+            commit = commit_run(
+                storage,
+                run_id=job.common.run_id,
+                parts=[g.part for g in stitched.groups if g.part is not None],
+                scenes=_scene_rows(job, scene_nos, counts, account),
+                table_crs=job.common.table_crs,
+                base_version=base_version,
+            )
+        reached("committed")
+        if account.stitched_from is not None:
+            write_plan(job)  # not before: what fails for missing tiles must not look like a run that was stopped
+        shift = None
+        if config.engine.check_shift and account.workers is not None:
+            with account.timed("check_shift"):
+                shift = check_shift(job, scene_nos, account.workers, table_version=commit.features_version)
     with account.timed("overview"):
         shown = list(job.scenes.values())[: config.output.overview]
         pictures = draw_overviews(storage, job.common.run_id, shown, job.grids, job.common.table_crs)
-    if not (job.failures or account.failures):
+    if not (job.failures or account.failures or account.stitched_from):
         keep_s = config.output.keep_work.total_seconds()
         in_use = keys_in_use(storage, but=job.common.run_id)
         expire_shards(storage, job.common.tile_key, keep_s=keep_s, now_s=time.time(), in_use=in_use)
     _tidy_up(storage)
     account.seconds["total"] = time.perf_counter() - account.started
     exit_code = int(_exit_code(job, account))
-    record = run_record(job, workers, account, stitched, counts, pictures, commit.features_version, exit_code)
+    record = run_record(job, account, stitched, counts, pictures, commit.features_version, exit_code, shift)
     return RunSummary(exit_code, summary_text(record, storage), record)
 
 
@@ -132,6 +148,12 @@ def _tidy_up(storage: Storage) -> None:
         return
     if removed:
         _log.info("%d files that dead runs left were removed", len(removed))
+
+
+def _predict(job: Job, account: Account) -> tuple[Job, dict[int, int]]:
+    """Choose the predictors and let them make every tile durable."""
+    account.workers = choose_workers(job.config)
+    return predict_job(job, account.workers, account)
 
 
 def _without_lost_scenes(job: Job, account: Account) -> Job:

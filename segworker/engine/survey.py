@@ -11,7 +11,6 @@ from segworker.config import JobConfig
 from segworker.engine.job import Job, make_job
 from segworker.engine.memory import fit_memory, worker_bytes
 from segworker.engine.mosaics import count_sheets
-from segworker.engine.predictor import describe_model
 from segworker.errors import SegworkerError
 from segworker.geo import pixel_size_m
 from segworker.io.ids import read_scene_numbers
@@ -36,6 +35,8 @@ class PlanSummary:
 
 def plan(config: JobConfig) -> PlanSummary:
     """Return what a run of this configuration would read, predict and write."""
+    from segworker.engine.predictor import describe_model  # it imports torch, which stitch tasks do without
+
     facts = describe_model(config.model.model, dict(config.model.model_options), config.model.weights)
     job = make_job(config, facts, "dry-run")
     job = fit_memory(job)

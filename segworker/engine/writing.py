@@ -9,8 +9,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 import shapely
+from numpy.typing import NDArray
 
+from segworker.coverage import Fragments, join_fragments, simplify_alone, simplify_exclusive
 from segworker.engine.job import Common
+from segworker.engine.outlines import pixel_keys
 from segworker.geo import aoi_to_scene
 from segworker.grid import Grid
 from segworker.io.coco import CocoWriter, coco_path, images_of_scene
@@ -19,6 +22,7 @@ from segworker.io.geoparquet import Part
 from segworker.io.rows import SceneFeatures, coco_of, outline, rows_of
 from segworker.io.table import write_part
 from segworker.killpoints import reached
+from segworker.polygons import trace
 from segworker.stitch import Features
 from segworker.types import Scene
 
@@ -33,13 +37,35 @@ class GroupResult:
     counts: dict[str, Counter[str]] = field(default_factory=dict)
     "scene_id -> features by class name."
     seams: Counter[str] = field(default_factory=Counter)
+    straight_px: dict[int, NDArray[np.int64]] = field(default_factory=dict)
+    "class id -> outline on (core borders, lines half a core behind)."
 
 
 def finish(
-    features: Features, *, scene: Scene, scene_no: int, grid: Grid, common: Common
+    features: Features,
+    *,
+    scene: Scene,
+    scene_no: int,
+    grid: Grid,
+    common: Common,
+    fragments: Fragments | None = None,
 ) -> tuple[SceneFeatures, pa.Table]:
-    """Return features as polygons and as rows, without those that area limits or the area of interest refuse."""
-    found = outline(features, scene=scene, scene_no=scene_no, grid=grid, simplify_px=common.simplify_px)
+    """Return features as polygons and as rows, without those that area limits or the area of interest refuse.
+
+    Args:
+        features: of the scene, or of one of its blocks.
+        scene: the scene.
+        scene_no: its number in the store.
+        grid: its grid.
+        common: of the run.
+        fragments: simplified outlines, where `features` are not all of the scene and outlines are to be simplified.
+    """
+    if common.simplify_px:
+        tolerance = common.simplify_px * grid.scale
+        simplified = _simplified(features, grid, tolerance, exclusive=common.options.exclusive, fragments=fragments)
+    else:
+        simplified = None
+    found = outline(features, scene=scene, scene_no=scene_no, grid=grid, simplified=simplified)
     rows = rows_of(found, run_id=common.run_id, table_crs=common.table_crs, categories=common.categories)
     keep = np.ones(len(found), np.bool_)
     for area, low in ((common.min_area, True), (common.max_area, False)):
@@ -52,6 +78,18 @@ def finish(
         shapely.prepare(area_px)
         keep &= shapely.intersects(area_px, found.polygons)
     return (found, rows) if keep.all() else (found.take(keep), rows.filter(pa.array(keep)))
+
+
+def _simplified(
+    features: Features, grid: Grid, tolerance_px: float, *, exclusive: bool, fragments: Fragments | None
+) -> NDArray[np.object_]:
+    """Return simplified polygons in grid pixels: with shared borders where features exclude each other."""
+    runs = features.pieces.runs
+    if not exclusive:
+        return simplify_alone(trace(runs).geometries(), tolerance_px)
+    if fragments is None:
+        return simplify_exclusive(runs, width=grid.width, height=grid.height, tolerance_px=tolerance_px)
+    return join_fragments(fragments, pixel_keys(runs))
 
 
 def write_group(
@@ -68,6 +106,10 @@ def write_group(
         counts = result.counts.setdefault(features.scene.scene_id, Counter())
         counts.update(rows["class_name"].to_pylist())
         result.seams.update(rows["seam"].to_pylist())
+        class_ids = features.features.pieces.class_ids
+        for class_id in np.unique(class_ids).tolist():
+            lengths = features.straight_px[class_ids == class_id].sum(axis=0)
+            result.straight_px[class_id] = result.straight_px.get(class_id, 0) + lengths
     tables = [rows for _, rows in found if len(rows)]
     if tables:
         result.part = write_part(storage, common.run_id, number, pa.concat_tables(tables), common.table_crs)

@@ -19,6 +19,7 @@ from segworker.io.table_crs import TableCrs
 from segworker.polygons import trace
 from segworker.schema import BBOX, FEATURES
 from segworker.stitch import SEAM_NAMES, Features
+from segworker.straight import straight_edges_px
 from segworker.types import Category, Scene
 
 
@@ -36,6 +37,8 @@ class SceneFeatures:
     "(N,) scene pixels."
     centroids_xy: NDArray[np.float64]
     "(N, 2) scene pixels."
+    straight_px: NDArray[np.int64]
+    "(N, 2) outline on (core borders, lines half a core behind), see `straight`."
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -50,10 +53,13 @@ class SceneFeatures:
             self.polygons[indices],
             self.areas_px[indices],
             self.centroids_xy[indices],
+            self.straight_px[indices],
         )
 
 
-def outline(features: Features, *, scene: Scene, scene_no: int, grid: Grid, simplify_px: float = 0.0) -> SceneFeatures:
+def outline(
+    features: Features, *, scene: Scene, scene_no: int, grid: Grid, simplified: NDArray[np.object_] | None = None
+) -> SceneFeatures:
     """Trace features and bring them into scene pixels.
 
     Args:
@@ -61,16 +67,19 @@ def outline(features: Features, *, scene: Scene, scene_no: int, grid: Grid, simp
         scene: the scene.
         scene_no: its number in the store.
         grid: its grid; a grid pixel is 1 / scale scene pixels.
-        simplify_px: tolerance in scene pixels; borders that neighbours share stay shared.
+        simplified: (N,) polygons to take in place of the exact ones, in grid pixels; areas and centroids stay those
+            of the pixels.
     """
-    outlines = trace(features.pieces.runs)
-    polygons = outlines.geometries(outlines.xy / grid.scale)
-    if simplify_px > 0 and len(polygons):
-        polygons = shapely.coverage_simplify(polygons, simplify_px)
+    if simplified is None:
+        outlines = trace(features.pieces.runs)
+        polygons = outlines.geometries(outlines.xy / grid.scale)
+    else:
+        polygons = simplified if grid.scale == 1 else to_map(simplified, (1 / grid.scale, 0, 0, 0, 1 / grid.scale, 0))
     areas = masks.areas_px(features.pieces.runs)
     centroids = masks.coordinate_sums_xy2(features.pieces.runs) / (2.0 * np.maximum(areas, 1))[:, None] / grid.scale
     ids = feature_ids(scene_no, features.index)
-    return SceneFeatures(scene, ids, features, polygons, areas / grid.scale**2, centroids)
+    straight = straight_edges_px(features.pieces.runs, grid)
+    return SceneFeatures(scene, ids, features, polygons, areas / grid.scale**2, centroids, straight)
 
 
 def rows_of(found: SceneFeatures, *, run_id: str, table_crs: TableCrs, categories: Mapping[int, Category]) -> pa.Table:
@@ -82,7 +91,7 @@ def rows_of(found: SceneFeatures, *, run_id: str, table_crs: TableCrs, categorie
     scene, pieces = found.scene, found.features.pieces
     geometries, centroids = _in_table(found, table_crs)
     bounds = shapely.bounds(geometries).reshape(-1, 4)
-    m2 = area_m2(to_map(found.polygons, scene.transform), scene.crs) if scene.crs else np.full(len(found), np.nan)
+    m2 = _areas_m2(found)
     um2 = found.areas_px * scene.pixel_size_um**2 if scene.pixel_size_um else np.full(len(found), np.nan)
     names = [categories[c].name for c in pieces.class_ids.tolist()]
     columns = {
@@ -106,6 +115,16 @@ def rows_of(found: SceneFeatures, *, run_id: str, table_crs: TableCrs, categorie
         "geometry": pa.array(shapely.to_wkb(geometries), pa.binary()),
     }
     return pa.table(columns, schema=FEATURES)
+
+
+def _areas_m2(found: SceneFeatures) -> NDArray[np.float64]:
+    """Return areas on the ground; NaN without a CRS. Of simplified outlines it is the area that their pixels have."""
+    scene = found.scene
+    if scene.crs is None:
+        return np.full(len(found), np.nan)
+    drawn = shapely.area(found.polygons)
+    exact = np.where(np.isclose(drawn, found.areas_px, rtol=1e-9), 1.0, found.areas_px / np.maximum(drawn, 1e-12))
+    return area_m2(to_map(found.polygons, scene.transform), scene.crs) * exact
 
 
 def coco_of(found: SceneFeatures) -> CocoFeatures:

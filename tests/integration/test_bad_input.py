@@ -20,6 +20,7 @@ from segworker.synthetic.truth import TruthScene
 from segworker.types import Category
 from tests.models_for_tests import NANS, RAISES, UNKNOWN
 from tests.painted import PERFECT, assert_is_truth, features, of_scene, scenes, segment
+from tests.spoiled_models import COPIES, EMPTY, LOGITS, NEGATIVE, OUTSIDE, SIZE, TENSORS, TWICE
 
 pytestmark = [
     pytest.mark.usefixtures("local_ray"),
@@ -283,6 +284,42 @@ def test_a_model_that_fails_on_a_tile(tmp_path: Path) -> None:
         for label in whole:
             assert float((labels == label).sum()) in areas
     assert "failed    tile (2, 2) of nans in decode" in summary.text
+
+
+BROKEN = {
+    "size": (SIZE, "masks must fit (80, 80), got (79, 80)"),
+    "copies": (COPIES, "at most 100 objects may lie over one pixel, got 5000"),
+    "tensors": (TENSORS, "scores must be a numpy array of numbers, got Tensor"),
+    "negative": (NEGATIVE, "labels must be at least 0"),
+    "logits": (LOGITS, "mask probabilities must lie in 0..1, got 3"),
+}
+
+
+def test_a_model_that_breaks_its_contract(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [paint_scene(with_trouble(c), tmp_path / f"{name}.tif") for name, (c, _) in BROKEN.items()]
+    arguments = ["--model", "tests.spoiled_models:broken", "--tile", "80", "--overlap", "20", "--overview", "0"]
+    store = tmp_path / "store"
+    assert cli.main(["run", *map(str, paths), *arguments, "--output", str(store)]) == 3
+    text = capsys.readouterr().out
+    (run_id,) = {row["run_id"] for row in scenes(store).values()}
+    record = json.loads((store / "runs" / run_id / "run.json").read_text())
+    assert record["counts"]["tiles_failed"] == len(BROKEN) == len(record["failed_tiles"])
+    for failed in record["failed_tiles"]:
+        assert BROKEN[failed["scene_id"]][1] in failed["error"]
+        assert (failed["row"], failed["col"]) == (2, 2)
+        assert f"tile (2, 2) of {failed['scene_id']} in {failed['stage']}" in text
+    assert {row["num_failed_tiles"] for row in scenes(store).values()} == {1}
+
+
+def test_what_a_model_adds_without_a_pixel_or_twice_makes_no_difference(tmp_path: Path) -> None:
+    """Empty masks, masks far outside of the window, and every object three times."""
+    truths = {name: with_trouble(c) for name, c in {"empty": EMPTY, "outside": OUTSIDE, "twice": TWICE}.items()}
+    paths = [paint_scene(scene, tmp_path / f"{name}.tif") for name, scene in truths.items()]
+    summary = segment(tmp_path / "store", *paths, model="tests.spoiled_models:odd", tile=80, overlap=20)
+    assert summary.exit_code == 0, summary.text
+    rows = features(tmp_path / "store")
+    for name, scene in truths.items():
+        assert_is_truth(of_scene(rows, name), scene)
 
 
 def test_too_many_failed_tiles_fail_the_run(run, tmp_path: Path) -> None:

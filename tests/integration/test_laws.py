@@ -174,6 +174,29 @@ def test_empty_scenes_are_done_scenes(results, world: dict[str, TruthScene]) -> 
     assert sum(row["num_features"] for row in found.values()) == record["counts"]["features"]
 
 
+def test_simplified_outlines_do_not_depend_on_the_grid_and_share_their_borders(
+    paths: list[Path], world: dict[str, TruthScene], tmp_path: Path
+) -> None:
+    chosen = [p for p in paths if p.stem in ("large", "fields", "nested")]
+    one, other = (
+        features(segment(tmp_path / id_of(grid), *chosen, simplify=1.5, **GRIDS[grid]) and tmp_path / id_of(grid))
+        for grid in ("two workers", "many blocks")
+    )
+    columns = ["feature_id", "class_id", "area_px", "centroid_x", "geometry"]
+    assert one.select(columns).equals(other.select(columns))
+    assert sum(world[p.stem].num_objects for p in chosen) == len(one)
+    for path in chosen:
+        found = shapes(of_scene(one, path.stem))
+        assert shapely.is_valid(found).all()
+        union = shapely.union_all(found)
+        assert shapely.area(union) == pytest.approx(shapely.area(found).sum(), rel=1e-9), "nothing overlaps"
+        exact = of_scene(one, path.stem)["area_px"].to_numpy()
+        assert shapely.area(found).sum() == pytest.approx(exact.sum(), rel=0.01)
+        if path.stem == "fields":
+            assert shapely.area(union) == world["fields"].labels_HW.size, "no gap in a partition, and its rim stays"
+            assert shapely.get_num_interior_rings(union) == 0
+
+
 # -- map coordinates -------------------------------------------------------------------------------------------------
 
 PIXEL_M = 0.5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
@@ -36,7 +37,7 @@ def prediction(boxes=(), found: Masks | None = None, classes=None, scores=None, 
     n = len(boxes)
     return Prediction(
         boxes,
-        np.ones(n, np.int32) if classes is None else np.asarray(classes, np.int32),
+        np.ones(n, np.int32) if classes is None else np.asarray(classes),
         np.full(n, 0.5, np.float32) if scores is None else np.asarray(scores, np.float32),
         found,
         **more,
@@ -222,12 +223,28 @@ def test_only_cut_sides_count_as_edges(row: int, col: int, edges: int) -> None:
     assert decode(prediction([(8, 8, 56, 56)]), tile, cut_trust_px=8).edges.tolist() == [edges]
 
 
-def test_thousands_of_overlapping_copies_are_all_there() -> None:
-    n = 5000
-    got = decode(prediction(np.tile([10, 10, 40, 40], (n, 1)), BoxMasks(np.ones((n, 4, 4), np.float32))))
-    assert len(got) == n
+def copies(n: int) -> Prediction:
+    return prediction(np.tile([10, 12, 40, 40], (n, 1)), BoxMasks(np.ones((n, 4, 4), np.float32)))
+
+
+def test_a_few_copies_are_all_there_and_thousands_are_refused() -> None:
+    got = decode(copies(100))
+    assert len(got) == 100
     assert len({tuple(b) for b in got.boxes_xyxy.tolist()}) == 1
     assert len(set(masks.areas_px(got.runs).tolist())) == 1
+    with pytest.raises(PredictionError, match=r"at most 100 objects .* got 5000 at column 1., row 12 of .*; suppress"):
+        decode(copies(5000))
+
+
+def test_many_objects_beside_each_other_are_no_copies() -> None:
+    places = [(x, y, x + 2, y + 2) for y in range(0, SIDE, 2) for x in range(0, SIDE, 2)]
+    assert len(decode(prediction(places))) == len(places) > 1000
+
+
+def test_cropped_masks_anywhere_are_cut_to_the_window() -> None:
+    corners = np.array([[10**12, 0], [-(10**12), 5], [SIDE - 1, SIDE - 1], [-2, -2], [-3, 0]])
+    found = CroppedMasks((np.ones((3, 3), bool),) * 5, corners)
+    assert masks.areas_px(decode(prediction([(0, 0, 9, 9)] * 5, found)).runs).tolist() == [1, 1]
 
 
 NAN, INF = float("nan"), float("inf")
@@ -249,6 +266,14 @@ ONE = [(0, 0, 9, 9)]
         (prediction(ONE, BoxMasks(np.ones((1, 1, 4, 4)))), "masks must fit"),
         (prediction(ONE, BoxMasks(np.full((1, 4, 4), NAN))), "masks must be finite"),
         (prediction(ONE, LabelMasks(np.ones((63, 64), int))), r"masks must fit \(64, 64\), got \(63, 64\)"),
+        (prediction(ONE, LabelMasks(np.ones((64, 64)))), "labels_HW must be a numpy array of integers, got float64"),
+        (prediction(ONE, LabelMasks(-np.ones((64, 64), int))), "labels must be at least 0 .* got -1"),
+        (prediction(ONE, BoxMasks(np.full((1, 4, 4), 3.5))), "mask probabilities must lie in 0..1, got 3.5"),
+        (prediction(ONE, BoxMasks(torch.ones(1, 4, 4))), "probs_NMM must be a numpy array of numbers, got Tensor"),
+        (prediction(ONE, classes=np.array([1.0])), "class_ids must be a numpy array of integers, got float64 array"),
+        (prediction(ONE, CroppedMasks((np.ones(4, bool),), np.zeros((1, 2), int))), "cropped masks must be"),
+        (prediction(ONE, CroppedMasks(([[1]],), np.zeros((1, 2), int))), "masks must be a numpy array.* got list"),
+        (prediction(ONE, CroppedMasks((np.ones((2, 2), bool),), np.zeros((1, 2)))), "corners_xy must be a numpy array"),
         (prediction(ONE, CroppedMasks((), np.zeros((0, 2), int))), "masks must fit"),
         (prediction(ONE, CroppedMasks((np.ones((2, 2), bool),), np.zeros((2, 2), int))), "masks must fit"),
         (prediction(ONE, PrototypeMasks(np.ones((3, 16, 16)), np.ones((1, 4)))), "masks must fit"),

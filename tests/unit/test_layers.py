@@ -29,6 +29,9 @@ LAYERS = {
         "stitch",
         "panoptic",
         "metrics",
+        "agreement",
+        "coverage",
+        "straight",
     ),
     2: ("io", "sources"),
     3: ("models",),
@@ -103,6 +106,7 @@ def test_modules_stay_small(path: Path) -> None:
         ("segworker.cli", ["torch", "ray", "numpy", "rasterio", "pydantic_settings"]),
         ("segworker.config_load", ["torch", "ray", "numpy", "rasterio"]),
         ("segworker.stitch", ["torch", "ray", "rasterio"]),
+        ("segworker.engine", ["torch"]),
         ("segworker.io.storage", ["torch", "ray"]),
     ],
 )

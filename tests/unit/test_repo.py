@@ -27,10 +27,11 @@ SCENE --manifest --mosaic --mosaic-id --mosaic-crs --bands --value-range --aoi -
 --model --weights --model-options --batch-size --precision --device
 --min-score --class-min-score --classes --min-area --max-area --min-iou --simplify
 --output --table-crs --coco --overview --keep-work --partial-ok --name --notes
---address --cpus --workers --gpus-per-worker --memory --max-failed-tiles --tile-timeout --progress --seed --log-level
+--address --cpus --workers --gpus-per-worker --memory --max-failed-tiles --tile-timeout --check-shift --progress --seed
+--log-level
 """
 COMMANDS = [
-    *("run", "plan", "models", "sample"),
+    *("run", "plan", "stitch", "models", "sample"),
     *("files", "status", "compact", "vacuum", "clean", "delete", "version"),
 ]
 

@@ -234,15 +234,17 @@ def test_taking_some_of_the_features() -> None:
 # ------------------------------------------------------------------------------------------------ simplified
 
 
-def test_simplified_neighbours_still_share_their_border() -> None:
-    rng = np.random.default_rng(0)
-    border = 50 + np.cumsum(rng.integers(-1, 2, 100))
-    left = np.arange(200)[None] < border[:, None]
-    exact = outlined(features_of(left, ~left), scene(crs=None))
-    coarse = outlined(features_of(left, ~left), scene(crs=None), simplify_px=2.0)
-    one, other = coarse.polygons
-    assert shapely.get_num_coordinates(one) < shapely.get_num_coordinates(exact.polygons[0]) / 2
-    assert shapely.is_valid(coarse.polygons).all()
-    assert one.intersection(other).area == pytest.approx(0, abs=1e-9)
-    assert one.union(other).area == pytest.approx(200 * 100)
-    assert shapely.hausdorff_distance(one, exact.polygons[0]) <= 4
+def test_simplified_outlines_take_the_place_of_the_exact_ones_but_areas_stay() -> None:
+    """At two grid pixels a scene pixel; the area of the rows is that of the mask."""
+    mask = np.tri(100, 200, 3, bool)
+    exact, coarse = (outlined(features_of(mask), scene(), scale=2.0, simplified=s) for s in (None, triangle()))
+    assert shapely.equals(coarse.polygons[0], shapely.Polygon([(0, 0), (0, 50), (50, 50)]))
+    assert coarse.areas_px.tolist() == exact.areas_px.tolist() == [mask.sum() / 4]
+    assert np.array_equal(coarse.centroids_xy, exact.centroids_xy)
+    rows = [rows_of(f, run_id="r", table_crs=TableCrs.of(UTM33), categories=CATEGORIES) for f in (exact, coarse)]
+    assert rows[0]["area_m2"][0].as_py() == pytest.approx(rows[1]["area_m2"][0].as_py(), rel=1e-6)
+    assert shapely.area(geometry(rows[1])) == pytest.approx(1250 * 0.25)
+
+
+def triangle() -> np.ndarray:
+    return np.array([shapely.Polygon([(0, 0), (0, 100), (100, 100)])], dtype=object)
