@@ -40,6 +40,7 @@ class BlockOutlines:
             pieces: the block's own; those of whole features are looked for.
             home: all parts of the border features that it puts together.
         """
+        home = home.take(np.flatnonzero(np.diff(home.runs.offsets)))  # parts may be without pixels
         numbers, group = np.unique(home.features, return_inverse=True)
         first = np.full(len(numbers), np.iinfo(np.int64).max)
         np.minimum.at(first, group.ravel(), pixel_keys(home.runs))
