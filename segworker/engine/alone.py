@@ -158,12 +158,12 @@ class _Mending:
         self.failures[tile_id] = replace(failure, tries=self.before.get(tile_id, 0) + self.tries[tile_id] + 1)
 
     def _save(self, *, complete: bool) -> None:
+        """Make what is new durable; where that fails at the end, it is not done."""
         try:
-            results = [*self.earlier.values(), *self.fresh.values()]
-            self.shard_bytes = save_block(self.task, self.common, results, complete=complete)
-            self.task = replace(self.task, partial=self.shard_bytes > 0 and not complete)
+            self.shard_bytes = save_block(self.task, self.common, list(self.fresh.values()), complete=complete)
+            self.task = replace(self.task, partial=self.shard_bytes > 0)
         except StorageError as error:
-            if not complete and self.queue:
+            if self.queue:
                 return  # the last word is the last write
             self.failures.update((i, TileFailure.of(i, "write", error)) for i in self.fresh)
             self.fresh, self.shard_bytes = {}, 0

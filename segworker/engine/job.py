@@ -109,6 +109,8 @@ class BlockTask:
     "A partial shard of an earlier run is there to go on from."
     ranges: Mapping[str, Ranges | None] = field(default_factory=dict)
     "Of mosaics, by scene_id: the (low, high) of each band, which need all sheets; None: raw values."
+    narrowed: bool = False
+    "The block's shard is of more scenes than these."
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -128,6 +130,8 @@ class Job:
     "Blocks without any shard: all their tiles failed."
     mosaics: Mapping[str, MosaicPlan] = field(default_factory=dict)
     "By scene_id, for those scenes that are mosaics."
+    narrowed: frozenset[int] = frozenset()
+    "Blocks whose shards are of more scenes than the job's."
 
     @property
     def num_tiles(self) -> int:
@@ -143,7 +147,14 @@ class Job:
             if part.scene_id in ranges:
                 seen, index = part.seen(grids[part.scene_id]), self.mosaics[part.scene_id].index
                 scenes[part.scene_id] = index.part_of(scenes[part.scene_id], seen)
-        return BlockTask(block, scenes, grids, block.number in self.partial, ranges)
+        return BlockTask(
+            block,
+            scenes,
+            grids,
+            partial=block.number in self.partial,
+            narrowed=block.number in self.narrowed,
+            ranges=ranges,
+        )
 
 
 def make_job(config: JobConfig, model: ModelFacts, run_id: str) -> Job:

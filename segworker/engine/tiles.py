@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -33,8 +33,8 @@ from segworker.io.shards import (
     TileId,
     TileResult,
     empty_instances,
-    read_shard,
     shard_path,
+    tiles_in_shard,
     write_shard,
 )
 from segworker.types import InputSpec, Instances, Prediction, Scene, Tile
@@ -121,7 +121,7 @@ def read_block(task: BlockTask, common: Common, wanted: Collection[TileId] | Non
     """Read tiles of a block as batches of one shape: those in `wanted`, or all that have no durable result."""
     work = BlockWork(task)
     begin = time.perf_counter()
-    chosen = set(tile_ids(task)) - set(durable_tiles(task, common)) if wanted is None else set(wanted)
+    chosen = set(tile_ids(task)) - durable_tiles(task, common) if wanted is None else set(wanted)
     for part in task.block.ranges:
         todo = [key for key in part.tile_keys() if (part.scene_id, *key) in chosen]
         if todo:
@@ -136,14 +136,13 @@ def decode_block(work: BlockWork, common: Common) -> BlockReceipt:
     """Decode a block's predictions and write its shard: a partial one where tiles failed."""
     begin = time.perf_counter()
     task = work.task
-    earlier = durable_tiles(task, common)
     fresh = skipped_results(work)
     for batch in work.batches:
         found, failures = decode_batch(batch, task, common)
         fresh += found
         work.failures += failures
     try:
-        num_bytes = save_block(task, common, [*earlier.values(), *fresh], complete=not work.failures)
+        num_bytes = save_block(task, common, fresh, complete=not work.failures)
     except StorageError as error:  # a full disk, say: what is not durable is not done
         work.failures += [TileFailure.of(r.tile_id, "write", error) for r in fresh]
         fresh, num_bytes = [], 0
@@ -152,7 +151,7 @@ def decode_block(work: BlockWork, common: Common) -> BlockReceipt:
         task.block.number,
         sum(r.status == "done" for r in fresh),
         sum(r.status != "done" for r in fresh),
-        len(earlier),
+        task.block.num_tiles - len(fresh) - len(work.failures),
         sum(len(r.instances) for r in fresh),
         tuple(work.failures),
         work.seconds,
@@ -185,16 +184,22 @@ def skipped_results(work: BlockWork) -> list[TileResult]:
     ]
 
 
-def save_block(task: BlockTask, common: Common, results: Iterable[TileResult], *, complete: bool) -> int:
-    """Write a block's shard, whole or partial, and return its size; a whole one takes the partial one's place."""
-    found = {r.tile_id: r for r in results}
-    ordered = [found[i] for i in tile_ids(task) if i in found]
-    if not ordered:
-        return 0
+def save_block(task: BlockTask, common: Common, results: Sequence[TileResult], *, complete: bool) -> int:
+    """Add results to a block's shard, and return its size: a partial one until all tiles are there.
+
+    Args:
+        task: the block; what its partial shard holds stays.
+        common: of the run.
+        results: of distinct tiles.
+        complete: no tile of the task is missing.
+    """
     partial = shard_path(common.tile_key, task.block.key, partial=True)
-    path = shard_path(common.tile_key, task.block.key) if complete else partial
-    num_bytes = write_shard(common.storage, path, ordered)
-    if complete and task.partial:
+    if not (results or task.partial):
+        return 0
+    whole = complete and not task.narrowed  # of a narrowed task's block, other scenes' tiles may be missing
+    path = shard_path(common.tile_key, task.block.key) if whole else partial
+    num_bytes = write_shard(common.storage, path, results, kept=partial if task.partial else None)
+    if whole and task.partial:
         common.storage.delete([partial])
     return num_bytes
 
@@ -217,12 +222,12 @@ def scaled(batch: Batch, indices: Sequence[int]) -> tuple[NDArray[np.float32], N
     return images, valid
 
 
-def durable_tiles(task: BlockTask, common: Common) -> Mapping[TileId, TileResult]:
-    """Return what a partial shard of the block holds."""
+def durable_tiles(task: BlockTask, common: Common) -> set[TileId]:
+    """Return which tiles of the task a partial shard of the block holds."""
     if not task.partial:
-        return {}
+        return set()
     path = shard_path(common.tile_key, task.block.key, partial=True)
-    return {r.tile_id: r for r in read_shard(common.storage, path, task.grids)}
+    return tiles_in_shard(common.storage, path) & set(tile_ids(task))
 
 
 def tile_ids(task: BlockTask) -> Iterator[TileId]:

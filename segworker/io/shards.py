@@ -68,15 +68,25 @@ def shard_path(tile_key: str, block_key: str, *, partial: bool = False) -> str:
     return f"work/{tile_key}/{block_key}{'.partial' if partial else ''}.parquet"
 
 
-def write_shard(storage: Storage, path: str, results: Sequence[TileResult]) -> int:
-    """Write the results of a block's tiles; return the bytes written."""
+def write_shard(storage: Storage, path: str, results: Sequence[TileResult], *, kept: str | None = None) -> int:
+    """Write the results of a block's tiles; return the bytes written.
+
+    Args:
+        storage: the store.
+        path: where to.
+        results: of distinct tiles.
+        kept: a shard of which the other tiles are taken over as they are, those of other scenes too.
+    """
     sink = pa.BufferOutputStream()
-    tiles = [list(r.tile_id) for r in results]
+    table = _table(results)
+    if kept is not None:
+        table = pa.concat_tables([_without(_read_table(storage, kept), {r.tile_id for r in results}), table])
+    tiles = [list(tile_id) for tile_id in _ids(table)]
     schema = SHARD.with_metadata({b"tiles": json.dumps(tiles).encode()})
     with pq.ParquetWriter(
         sink, schema, compression="zstd", use_dictionary=False, column_encoding=_DELTA, write_statistics=False
     ) as writer:
-        writer.write_table(_table(results), row_group_size=1)
+        writer.write_table(table, row_group_size=1)
     content = sink.getvalue().to_pybytes()
     storage.write(path, content)
     return len(content)
@@ -85,11 +95,13 @@ def write_shard(storage: Storage, path: str, results: Sequence[TileResult]) -> i
 def read_shard(
     storage: Storage, path: str, grids: Mapping[str, Grid], *, wanted: Collection[TileId] | None = None
 ) -> list[TileResult]:
-    """Return the results of a shard's tiles (of those in `wanted` that it holds)."""
+    """Return the results of a shard's tiles: of those in `wanted` that it holds, or of all scenes with a grid."""
     with storage.open_input(path) as source, _named(storage, path):
         file = pq.ParquetFile(source)
         tiles = [(str(t[0]), int(t[1]), int(t[2])) for t in json.loads(file.schema_arrow.metadata[b"tiles"])]
-        chosen = [k for k, tile_id in enumerate(tiles) if wanted is None or tile_id in wanted]
+        chosen = [
+            k for k, tile_id in enumerate(tiles) if (tile_id[0] in grids if wanted is None else tile_id in wanted)
+        ]
         if not chosen:
             return []
         table = file.read_row_groups(chosen)
@@ -101,6 +113,20 @@ def tiles_in_shard(storage: Storage, path: str) -> set[TileId]:
     with storage.open_input(path) as source, _named(storage, path):
         metadata = pq.read_schema(source).metadata
     return {(str(t[0]), int(t[1]), int(t[2])) for t in json.loads(metadata[b"tiles"])}
+
+
+def _read_table(storage: Storage, path: str) -> pa.Table:
+    with storage.open_input(path) as source, _named(storage, path):
+        return pq.ParquetFile(source).read().cast(SHARD)
+
+
+def _without(table: pa.Table, tile_ids: Collection[TileId]) -> pa.Table:
+    return table.filter(pa.array([tile_id not in tile_ids for tile_id in _ids(table)], pa.bool_()))
+
+
+def _ids(table: pa.Table) -> list[TileId]:
+    columns = (table[name].to_pylist() for name in ("scene_id", "row", "col"))
+    return list(zip(*columns, strict=True))
 
 
 @contextmanager

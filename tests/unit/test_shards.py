@@ -186,3 +186,20 @@ def test_what_is_left_of_a_file_is_no_shard(storage: Storage) -> None:
         for read in (lambda: read_shard(storage, path, GRIDS), lambda: tiles_in_shard(storage, path)):
             with pytest.raises(StoreError, match=r"block.parquet; remove it and run the same command again"):
                 read()
+
+
+def test_results_are_added_to_those_that_are_there(storage: Storage) -> None:
+    """Of scenes that the writer does not know too; a tile that comes again replaces its older result."""
+    write_shard(storage, "old", [result("a", 0, 0), result("b", 3, 4), result("a", 0, 1)])
+    new = [result("a", 1, 0), result("a", 0, 1, seed=7)]
+    write_shard(storage, "new", new, kept="old")
+    assert tiles_in_shard(storage, "new") == {("a", 0, 0), ("b", 3, 4), ("a", 1, 0), ("a", 0, 1)}
+    found = {r.tile_id: r for r in read_shard(storage, "new", GRIDS)}
+    for expected in [result("a", 0, 0), result("b", 3, 4), *new]:
+        check_equal(found[expected.tile_id], expected)
+
+
+def test_scenes_without_a_grid_are_passed_over(storage: Storage) -> None:
+    write_shard(storage, "both", [result("a", 0, 0), result("b", 3, 4)])
+    (found,) = read_shard(storage, "both", {"b": GRIDS["b"]})
+    check_equal(found, result("b", 3, 4))
