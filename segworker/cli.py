@@ -14,13 +14,17 @@ import traceback
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from segworker import cli_upkeep
-from segworker.config import AFTER_TILES, JobConfig
+from segworker.config import AFTER_TILES, RETRIED, JobConfig
 from segworker.config_flags import Parser, parse, parse_changes
 from segworker.config_load import CONFIG_VARIABLE, load, to_yaml, unknown
 from segworker.errors import ConfigError, ExitCode, SegworkerError
 from segworker.io.failures import redact_text
+
+if TYPE_CHECKING:
+    from segworker.engine import RunSummary
 
 RAY_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 "Ray sets it in the entrypoint of a submitted job."
@@ -58,6 +62,19 @@ examples:
   segworker stitch latest out/store --min-score 0.7
   segworker stitch s3://bucket/store/runs/20261120T201500Z-3fa4b2 --min-iou 0.3 --min-area 20um2
   segworker stitch latest out/store --simplify 1.5 --no-coco"""
+
+RETRY_HELP = """\
+Predict again the tiles that failed in a run, read its failed scenes again, and commit these scenes anew.
+
+Nothing else is predicted; the seams around the tiles are mended. What is not given stays as RUN had it; job files and
+SEGWORKER_ variables are not read. `runs/ID/quarantine.parquet` in the store lists what failed."""
+
+RETRY_EXAMPLES = """\
+examples:
+  segworker retry latest out/store
+  segworker retry s3://bucket/store/runs/20261120T201500Z-3fa4b2 --tile-timeout 1h --workers 1
+
+exit codes: as of `segworker run`; 0 also where nothing is left to be tried again."""
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -154,23 +171,46 @@ def _execute(config: JobConfig, *, dry_run: bool) -> int:
 
 def _stitch_command(argv: Sequence[str]) -> int:
     """Stitch a run's kept tile results again with other thresholds, without scenes and model."""
+    parser = _parser_of_run("stitch", STITCH_HELP, STITCH_EXAMPLES, "[--min-iou IOU] [--min-score SCORE] [flags]")
+    run, store, changes = _run_and_changes(argv, parser, AFTER_TILES)
+    from segworker import engine
+
+    return _told(engine.stitch(run, store, changes))
+
+
+def _retry_command(argv: Sequence[str]) -> int:
+    """Try again the tiles and scenes that failed in a run, and nothing else."""
+    parser = _parser_of_run("retry", RETRY_HELP, RETRY_EXAMPLES, "[--tile-timeout TIME] [--workers N] [flags]")
+    run, store, changes = _run_and_changes(argv, parser, RETRIED)
+    from segworker import engine
+
+    return _told(engine.retry(run, store, changes))
+
+
+def _parser_of_run(name: str, description: str, epilog: str, flags: str) -> Parser:
+    """Return the parser of a command that goes on from a run."""
     parser = Parser(
-        prog="segworker stitch",
-        description=STITCH_HELP,
-        epilog=STITCH_EXAMPLES,
-        usage="segworker stitch RUN [STORE] [--min-iou IOU] [--min-score SCORE] [--min-area AREA] [flags]",
+        prog=f"segworker {name}",
+        description=description,
+        epilog=epilog,
+        usage=f"segworker {name} RUN [STORE] {flags}",
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=110),
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
     parser.add_argument("run", metavar="RUN", help="A run id, STORE/runs/ID, or latest.")
     parser.add_argument("store", metavar="STORE", nargs="?", help=f"The store. [{JobConfig().output.output}]")
-    found, changes = parse_changes(argv, parser=parser, names=AFTER_TILES)
-    _start_logging(str(changes.get("log_level", "info")))
-    run, store = _run_and_store(found.run, getattr(found, "store", None))
-    from segworker import engine
+    return parser
 
-    summary = engine.stitch(run, store, changes)
+
+def _run_and_changes(argv: Sequence[str], parser: Parser, names: Sequence[str]) -> tuple[str, str, dict[str, object]]:
+    """Return (run id, store, options that differ from the run's)."""
+    found, changes = parse_changes(argv, parser=parser, names=names)
+    _start_logging(str(changes.get("log_level", "info")))
+    return *_run_and_store(found.run, getattr(found, "store", None)), changes
+
+
+def _told(summary: RunSummary) -> int:
     print(summary.text)
     return int(summary.exit_code)
 
@@ -263,6 +303,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "run": _run_command,
     "plan": _plan_command,
     "stitch": _stitch_command,
+    "retry": _retry_command,
     "models": _models_command,
     "sample": _sample_command,
     **cli_upkeep.COMMANDS,

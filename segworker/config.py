@@ -46,6 +46,12 @@ AFTER_TILES = (
     *("address", "cpus", "max_failed_tiles", "progress", "log_level"),
 )
 "Fields that act after the tiles were predicted: `segworker stitch` may change them."
+RETRIED = (
+    *("device", "coco", "overview", "keep_work", "partial_ok", "name", "notes"),
+    *("address", "cpus", "workers", "gpus_per_worker", "memory", "max_failed_tiles", "tile_timeout"),
+    *("progress", "log_level"),
+)
+"Fields that change where and how a run works, not what it finds: `segworker retry` may change them."
 
 
 class Section(BaseModel):

@@ -30,6 +30,8 @@ class Account:
     "The predictors; None where there were none."
     stitched_from: str | None = None
     "The run whose tile results were stitched again."
+    retry_of: str | None = None
+    "The run of which what had failed was tried again."
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:

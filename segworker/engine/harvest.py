@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import replace
 
@@ -16,6 +15,7 @@ from segworker.engine.progress import Progress
 from segworker.engine.record import announce
 from segworker.engine.tiles import BlockReceipt, TileFailure, tile_ids
 from segworker.errors import StorageError
+from segworker.io.settings import keep_settings, why_not_used
 from segworker.io.shards import TileId, durable_blocks, shard_path, tiles_in_shard
 from segworker.io.storage import open_storage
 from segworker.killpoints import reached
@@ -36,6 +36,9 @@ def predict_job(job: Job, workers: Workers, account: Account) -> tuple[Job, dict
     job = replace(job, partial=frozenset(b.number for b in job.blocks if b.key in partial))
     todo = [b for b in job.blocks if b.key not in whole]
     account.tiles["reused"] += sum(b.num_tiles for b in job.blocks if b.key in whole)
+    keep_settings(storage, job.common.tile_key, job.settings)
+    if not (whole or partial) and (reasons := why_not_used(storage, job.common.tile_key, job.settings)):
+        _log.info("tile results of earlier runs with other settings are not used: %s", reasons)
     with account.timed("predict"):
         receipts = _predict(job, todo, workers, account)
         if any(f.stage in ("read", "write") for receipt in receipts.values() for f in receipt.failures):
@@ -102,20 +105,20 @@ def _hopeless(job: Job, account: Account, mended: dict[int, BlockReceipt]) -> bo
 def _tries(job: Job, block: Block, receipt: BlockReceipt | None) -> dict[TileId, int]:
     if receipt is not None:
         return {f.tile_id: f.tries for f in receipt.failures}
-    return dict.fromkeys(_missing(job, block), 1 + MAX_RETRIES)
+    return dict.fromkeys(missing_tiles(job, block), 1 + MAX_RETRIES)
 
 
 def _unmended(job: Job, block: Block, receipt: BlockReceipt | None) -> BlockReceipt:
     """Return the receipt of a block that was not run again to its end: what its partial shard lacks has failed."""
     known = {f.tile_id: f for f in receipt.failures} if receipt is not None else {}
     died = "the processes that worked on it died"
-    missing = list(_missing(job, block))
+    missing = list(missing_tiles(job, block))
     failures = [known.get(i) or TileFailure(i, "predict", died, "", 1 + MAX_RETRIES) for i in missing]
     held = block.num_tiles - len(missing)
     return BlockReceipt(block.number, 0, 0, 0, 0, tuple(failures), {}, 0, held)
 
 
-def _missing(job: Job, block: Block) -> Iterable[TileId]:
+def missing_tiles(job: Job, block: Block) -> list[TileId]:
     """Return the tiles that neither a whole nor a partial shard of a block holds."""
     storage, task = open_storage(job.common.store_uri), job.task(block)
     found: set[TileId] = set()

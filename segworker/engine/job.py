@@ -132,6 +132,8 @@ class Job:
     "By scene_id, for those scenes that are mosaics."
     narrowed: frozenset[int] = frozenset()
     "Blocks whose shards are of more scenes than the job's."
+    settings: Mapping[str, object] = field(default_factory=dict)
+    "What the tile key is made of."
 
     @property
     def num_tiles(self) -> int:
@@ -193,8 +195,8 @@ def make_job(config: JobConfig, model: ModelFacts, run_id: str) -> Job:
             failures.append(SceneFailure(scene.uri, scene.scene_id, error))
     aoi = load_aoi(config.inputs.aoi) if config.inputs.aoi else None
     _check_aoi(aoi, scenes, failures, grids)
-    tile_key = tile_key_of(config, model, aoi, tile=tile, overlap=overlap)
-    common = make_common(config, model, run_id=run_id, table_crs=table_crs, aoi=aoi, tile_key=tile_key)
+    settings = tile_settings(config, model, aoi, tile=tile, overlap=overlap)
+    common = make_common(config, model, run_id=run_id, table_crs=table_crs, aoi=aoi, tile_key=digest(settings))
     pixel_bytes = model.spec.num_bands
     blocks = plan_blocks(
         [
@@ -208,7 +210,7 @@ def make_job(config: JobConfig, model: ModelFacts, run_id: str) -> Job:
         ]
     )
     failures.sort(key=lambda f: f.scene_id)
-    return Job(config, common, scenes, grids, tuple(blocks), tuple(failures), mosaics=mosaics)
+    return Job(config, common, scenes, grids, tuple(blocks), tuple(failures), mosaics=mosaics, settings=settings)
 
 
 def _mosaic_options(config: JobConfig) -> MosaicOptions:
@@ -256,23 +258,23 @@ def _check_aoi(
             del scenes[scene_id], grids[scene_id]
 
 
-def tile_key_of(config: JobConfig, model: ModelFacts, aoi: Aoi | None, *, tile: int, overlap: int) -> str:
-    """Return the key of all that a tile's result depends on, besides the scene itself."""
+def tile_settings(
+    config: JobConfig, model: ModelFacts, aoi: Aoi | None, *, tile: int, overlap: int
+) -> dict[str, object]:
+    """Return all that a tile's result depends on, besides the scene itself."""
     aoi_text = None if aoi is None else [aoi.crs, [g.hex() for g in shapely.to_wkb(aoi.polygons).tolist()]]
-    return digest(
-        {
-            "format": SHARD_FORMAT,
-            "model": model.digest,
-            "precision": config.model.precision,
-            "tile": tile,
-            "overlap": overlap,
-            "resolution": [config.grid.resolution, config.grid.resolution_um],
-            "bands": config.inputs.bands,
-            "value_range": str(config.inputs.value_range),
-            "batch": [BATCH_PX, config.model.batch_size],
-            "aoi": aoi_text,
-        }
-    )
+    return {
+        "format": SHARD_FORMAT,
+        "model": model.digest,
+        "precision": config.model.precision,
+        "tile": tile,
+        "overlap": overlap,
+        "resolution": [config.grid.resolution, config.grid.resolution_um],
+        "bands": config.inputs.bands,
+        "value_range": str(config.inputs.value_range),
+        "batch": [BATCH_PX, config.model.batch_size],
+        "aoi": aoi_text,
+    }
 
 
 def make_common(

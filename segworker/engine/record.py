@@ -49,6 +49,7 @@ def run_record(
         "notes": job.config.output.notes,
         "status": "done",
         "stitched_from": account.stitched_from,
+        "retry_of": account.retry_of,
         "exit_code": exit_code,
         "started_at": account.started_at.isoformat(),
         "finished_at": datetime.now(UTC).isoformat(),
@@ -119,6 +120,7 @@ def announce(job: Job, account: Account, error: BaseException | None = None) -> 
             "name": job.config.output.name,
             "status": "running" if error is None else "failed",
             "stitched_from": account.stitched_from,
+            "retry_of": account.retry_of,
             "exit_code": None if error is None else int(getattr(error, "exit_code", ExitCode.FAILED)),
             "error": None if error is None else redact_text(str(error)),
             "started_at": account.started_at.isoformat(),
@@ -180,6 +182,7 @@ def summary_text(record: Mapping[str, Any], storage: Storage) -> str:
     sheets = sum(m["sheets"] for m in record["mosaics"].values())
     mosaics = f"; {len(record['mosaics']):,} of {sheets:,} sheets{lost}" if sheets else ""
     origin = f", from the tiles of {record['stitched_from']}" if record["stitched_from"] else ""
+    origin += f", what had failed in {record['retry_of']}" if record["retry_of"] else ""
     timed = ", ".join(f"{k} {seconds[k]:.1f}" for k in ("predict", "stitch") if k in seconds)
     lines = [
         f"run       {record['run_id']}{origin}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -38,21 +38,23 @@ def stitch(run: str, store: str, changes: Mapping[str, object]) -> RunSummary:
         StoreError: where there is no such run, or its tile results are not kept.
     """
     storage = open_storage(store)
-    run_id, plan, record = _find_run(storage, run)
+    run_id, plan, record = find_run(storage, run)
     config = changed(configuration_of(plan), changes, store=storage.uri)
     account = Account(stitched_from=run_id)
     job = job_of(plan, config, run_id=make_run_id(account.started_at))
     return carry_out(job, account, _kept_tiles(run_id, record))
 
 
-def changed(config: JobConfig, changes: Mapping[str, object], *, store: str) -> JobConfig:
+def changed(
+    config: JobConfig, changes: Mapping[str, object], *, store: str, allowed: Collection[str] = AFTER_TILES
+) -> JobConfig:
     """Return a run's configuration with changes; what it ran on is not handed on.
 
     Raises:
         ConfigError: for an option that tile results depend on, and for values that are not usable.
     """
     for name, value in changes.items():
-        if name not in AFTER_TILES:
+        if name not in allowed:
             raise ConfigError(
                 f"{flag(name)} is part of the tile results and cannot change any more, got {value}; "
                 "give it to `segworker run`, which predicts the tiles again"
@@ -68,14 +70,14 @@ def changed(config: JobConfig, changes: Mapping[str, object], *, store: str) -> 
     return from_dict(tree)
 
 
-def _find_run(storage: Storage, run: str) -> tuple[str, dict[str, Any], Mapping[str, Any]]:
+def find_run(storage: Storage, run: str) -> tuple[str, dict[str, Any], Mapping[str, Any]]:
     """Return (run id, plan, run.json); of a killed run, run.json may be gone already."""
     plans = {match[1]: info.path for info in storage.list("work") if (match := _PLAN.fullmatch(info.path))}
     if run == "latest" and plans:
         run = max(plans)
     path = f"runs/{run}/run.json"
     if run not in plans and (storage.head(path) is not None or (run == "latest" and any(storage.list("runs")))):
-        raise _expired(run, "nothing of them is there")
+        raise expired(run, "nothing of them is there")
     if run not in plans:
         near = f"the newest are {', '.join(sorted(plans)[-3:])}" if plans else "there is no run"
         raise StoreError(f"a run is named by its id, or latest, got {run!r} in {storage.uri}; {near}: check the path")
@@ -83,9 +85,10 @@ def _find_run(storage: Storage, run: str) -> tuple[str, dict[str, Any], Mapping[
     return run, read_plan(storage, plans[run]), record
 
 
-def _expired(run_id: str, found: str) -> StoreError:
+def expired(run_id: str, found: str) -> StoreError:
+    """Return the error for tile results that are not there any more."""
     return StoreError(
-        f"stitching again needs the tile results of {run_id}, got: {found}; they are kept for --keep-work after a "
+        f"this needs the tile results of {run_id}, got: {found}; they are kept for --keep-work after a "
         "complete run, so raise it and run again"
     )
 
@@ -107,7 +110,7 @@ def _kept_tiles(run_id: str, record: Mapping[str, Any]) -> TileResults:
         # a run that was stopped may lack any tiles, a run that ended lacks those that failed in it
         allowed = record["counts"]["tiles_failed"] if record["status"] == "done" else job.num_tiles - 1
         if num_missing > allowed:
-            raise _expired(run_id, f"{num_missing} of {job.num_tiles} tiles are missing")
+            raise expired(run_id, f"{num_missing} of {job.num_tiles} tiles are missing")
         account.tiles["reused"] = job.num_tiles - num_missing
         return job, sizes
 

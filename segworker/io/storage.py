@@ -8,6 +8,7 @@ secret travels to a worker or an object store, each process finds its own creden
 
 from __future__ import annotations
 
+import builtins
 import io
 import os
 import re
@@ -165,6 +166,16 @@ class Storage:
                 pause(tries)
             else:
                 return
+
+    def folders(self, prefix: str = "") -> builtins.list[str]:
+        """Return the names of the folders right below a folder, sorted, without looking into them."""
+        if not self.is_s3 and not Path(self.location(prefix)).is_dir():
+            return []
+        try:
+            found = obstore.list_with_delimiter(self._open(), _checked(prefix) or None)["common_prefixes"]
+        except (BaseError, OSError) as error:
+            raise self._failure("list", prefix, error) from None
+        return sorted(path.rstrip("/").rpartition("/")[2] for path in found)
 
     # -- writing ------------------------------------------------------------------------------------------------
 

@@ -9,19 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from segworker import engine
 from segworker.config_load import from_flat
 from segworker.engine.alone import mend_block
 from segworker.engine.cluster import Workers
 from segworker.engine.job import make_job
 from segworker.engine.predictor import Predictor, describe_model
 from segworker.engine.tiles import decode_block, read_block
+from segworker.errors import ConfigError
 from segworker.io.quarantine import read_quarantine
 from segworker.io.shards import durable_blocks, read_shard, shard_path
 from segworker.io.storage import open_storage
 from segworker.synthetic.paint import paint_bands, paint_scene, write_raster
 from segworker.synthetic.scenes import make_scene
 from segworker.synthetic.truth import TruthScene
-from tests.painted import assert_is_truth, features, of_scene, segment
+from tests.painted import assert_is_truth, features, of_scene, scenes, segment
 from tests.poison import (
     EXITS,
     GARBAGE,
@@ -139,10 +141,15 @@ def test_a_model_that_cannot_be_loaded_ends_soon(tmp_path: Path) -> None:
 # -- whole runs -------------------------------------------------------------------------------------------------------
 
 
-def partly_damaged(path: Path, scene: TruthScene) -> Path:
-    """Paint a scene, and lose the end of its file: its last blocks cannot be read."""
+def write_whole(path: Path, scene: TruthScene) -> None:
+    """Paint a scene in blocks, one after the other."""
     bands = paint_bands(scene.labels_HW, scene.class_ids[scene.labels_HW])
     write_raster(path, bands, driver="COG", block_px=999, compress="NONE", blocksize=64)
+
+
+def partly_damaged(path: Path, scene: TruthScene) -> Path:
+    """Paint a scene, and lose the end of its file: its last blocks cannot be read."""
+    write_whole(path, scene)
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 4 // 5])
     return path
 
@@ -224,3 +231,35 @@ def seen_elsewhere(scene: TruthScene) -> list[float]:
     unseen = set(np.unique(scene.labels_HW[70:, 70:]).tolist())
     sizes = np.bincount(scene.labels_HW.ravel())
     return [float(sizes[label]) for label in range(1, len(sizes)) if label not in unseen]
+
+
+@pytest.mark.timeout(600)
+def test_what_was_given_up_is_tried_again_and_nothing_else(poisoned_run) -> None:
+    """The model is mended, a file is replaced: the missing tiles alone are predicted, the seams around them mended."""
+    folder, truths, _, _, summary, _ = poisoned_run
+    store, first = folder / "store", summary.record["run_id"]
+    before = {name: row["run_id"] for name, row in scenes(store).items()}
+    assert set(before.values()) == {first}
+    (folder / "healed").touch()
+    write_whole(folder / "damaged.tif", truths["damaged"])
+    calls(folder)
+    again = engine.retry(first, str(store), {"progress": "off"})
+    assert again.exit_code == 0, again.text
+    assert f"what had failed in {first}" in again.text
+    assert len(calls(folder)) == len(FAULTS) + 1 + 9, "a tile for each fault, and the whole scene whose file changed"
+    committed = features(store)
+    for name, truth in truths.items():
+        assert_is_truth(of_scene(committed, name), truth)
+    assert set(committed["seam"].to_pylist()) == {"none", "merged"}
+    after = {name: row["run_id"] for name, row in scenes(store).items()}
+    untouched = {"sound", f"scene{TOO_BIG}"}
+    assert {name for name in after if after[name] == first} == untouched
+    assert {row["num_failed_tiles"] for row in scenes(store).values()} == {0}
+    assert len(read_quarantine(open_storage(str(store)), again.record["run_id"])) == 0
+    for run in (first, "latest"):
+        nothing = engine.retry(run, str(store), {"progress": "off"})
+        assert nothing.exit_code == 0
+        assert "is left to be tried again" in nothing.text
+    assert not calls(folder)
+    with pytest.raises(ConfigError, match=r"--tile is part of the tile results"):
+        engine.retry(first, str(store), {"tile": 96})

@@ -79,10 +79,12 @@ def test_running_twice_leaves_one_version_and_predicts_nothing(first, folder: Pa
     assert again["table_version"] > record["table_version"]
 
 
-def test_a_changed_tile_is_predicted_anew(first, folder: Path) -> None:
+def test_a_changed_tile_is_predicted_anew(first, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     store, _ = first
     before = features(store)
-    changed = segment(store, folder, **(GRID | {"tile": 96})).record
+    with caplog.at_level("INFO", "segworker"):
+        changed = segment(store, folder, **(GRID | {"tile": 96})).record
+    assert "tile results of earlier runs with other settings are not used: tile (128, now 96)" in caplog.text
     assert changed["counts"]["tiles_reused"] == 0
     assert changed["counts"]["tiles_predicted"] == changed["counts"]["tiles"] > 0
     assert features(store)["geometry"].equals(before["geometry"])

@@ -51,6 +51,16 @@ def test_what_is_written_is_read(s3, bucket: str, name: str):
     assert list(storage.list()) == []
 
 
+def test_folders_are_named_without_looking_into_them(s3, bucket: str):
+    del s3
+    storage = open_storage(f"s3://{bucket}/pre fix")
+    assert storage.folders("work") == []
+    for name in ("work/b/c/d", "work/a b/1", "work/a b/2", "work/file", "other/x"):
+        storage.write(name, b"1")
+    assert storage.folders("work") == ["a b", "b"]
+    assert storage.folders() == ["other", "work"]
+
+
 def test_large_files_go_in_parts(s3, bucket: str, tmp_path: Path):
     source = tmp_path / "source"
     source.write_bytes(np.random.default_rng(0).bytes(40 * 2**20))

@@ -50,6 +50,15 @@ def test_what_is_written_is_read(tmp_path: Path, name: str):
     assert list(storage.list()) == []
 
 
+def test_folders_are_named_without_looking_into_them(tmp_path: Path):
+    storage = open_storage(tmp_path)
+    assert storage.folders("work") == []
+    for name in ("work/b/c/d", "work/a b/1", "work/a b/2", "work/file", "other/x"):
+        storage.write(name, b"1")
+    assert storage.folders("work") == ["a b", "b"]
+    assert storage.folders() == ["other", "work"]
+
+
 def test_reading_makes_no_folder(tmp_path: Path):
     storage = open_storage(tmp_path / "new")
     assert storage.head("x") is None
