@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from segworker.blocks import Block
 from segworker.engine.account import Account
-from segworker.engine.cluster import Workers
+from segworker.engine.cluster import Workers, choose_workers
 from segworker.engine.job import Job
 from segworker.engine.phase1 import MAX_RETRIES, mend_blocks, predict_blocks
 from segworker.engine.progress import Progress
@@ -25,12 +25,13 @@ HOPELESS = 3
 _log = logging.getLogger(__name__)
 
 
-def predict_job(job: Job, workers: Workers, account: Account) -> tuple[Job, dict[int, int]]:
+def predict_job(job: Job, account: Account) -> tuple[Job, dict[int, int]]:
     """Make every tile of a job durable that can be; return the job knowing what is missing, and the shards' sizes.
 
     Raises:
         StorageError: where tiles failed and the store cannot be written to any more.
     """
+    workers = account.workers = choose_workers(job.config)
     storage = open_storage(job.common.store_uri)
     whole, partial = durable_blocks(storage, job.common.tile_key, (b.key for b in job.blocks))
     job = replace(job, partial=frozenset(b.number for b in job.blocks if b.key in partial))

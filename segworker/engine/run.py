@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from segworker.config import JobConfig
 from segworker.engine.account import Account
-from segworker.engine.cluster import choose_workers, cluster
+from segworker.engine.cluster import cluster
 from segworker.engine.harvest import predict_job
 from segworker.engine.job import Job, make_job
 from segworker.engine.memory import fit_memory
@@ -74,7 +74,7 @@ def run(config: JobConfig) -> RunSummary:
     _log.info("run %s: %d scenes, %d tiles, %d blocks", run_id, len(job.scenes), job.num_tiles, len(job.blocks))
     if not job.scenes:
         raise _nothing_readable(job)
-    return carry_out(fit_memory(job), account, _predict)
+    return carry_out(fit_memory(job), account, predict_job)
 
 
 def carry_out(job: Job, account: Account, tile_results: TileResults) -> RunSummary:
@@ -148,12 +148,6 @@ def _tidy_up(storage: Storage) -> None:
         return
     if removed:
         _log.info("%d files that dead runs left were removed", len(removed))
-
-
-def _predict(job: Job, account: Account) -> tuple[Job, dict[int, int]]:
-    """Choose the predictors and let them make every tile durable."""
-    account.workers = choose_workers(job.config)
-    return predict_job(job, account.workers, account)
 
 
 def _without_lost_scenes(job: Job, account: Account) -> Job:
