@@ -49,7 +49,7 @@ class ModelEntry:
     "Options of a small variant, for tests and first tries."
 
 
-_PACKAGES = ("cascade", "fasterrcnn", "htc", "keypointrcnn", "maskrcnn", "nuclei", "panopticfpn", "solo", "yolact")
+_PACKAGES = ("cascade", "fasterrcnn", "keypointrcnn", "maskrcnn", "nuclei", "panopticfpn", "solo", "yolact")
 "Folders of `segworker.models` that register something."
 _ENTRIES: dict[str, ModelEntry] = {}
 
