@@ -61,6 +61,8 @@ FULL = {
     "gpus_per_worker": 0.5,
     "memory": 16_000_000_000,
     "max_failed_tiles": "1%",
+    "tile_timeout": "5m",
+    "check_shift": 0.05,
     "progress": "off",
     "seed": 7,
     "log_level": "debug",

@@ -323,5 +323,5 @@ def test_a_tile_without_objects(found: Masks | None) -> None:
 def test_a_labelled_object_without_a_score_is_refused() -> None:
     labels = np.zeros((SIDE, SIDE), int)
     labels[3, 3] = 2
-    with pytest.raises(PredictionError, match="labels must be at most N for N=1 scores, got 2"):
+    with pytest.raises(PredictionError, match="labels must be at least 0 and at most N for N=1 scores, got 2"):
         decode(prediction(ONE, LabelMasks(labels)))

@@ -3,10 +3,9 @@
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 import torch.nn.functional as F
-from torchvision.models.detection import fasterrcnn_resnet50_fpn, keypointrcnn_resnet50_fpn
+from torchvision.models.detection import fasterrcnn_resnet50_fpn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.ops import FrozenBatchNorm2d
@@ -105,31 +104,26 @@ class TestTorchvision:
         ]
         assert sum((a & b).sum() for a, b in pairs) / sum((a | b).sum() for a, b in pairs) > 0.98
 
-    @pytest.mark.parametrize("name", ["fasterrcnn_resnet50_fpn", "keypointrcnn_resnet50_fpn"])
-    def test_the_others_say_what_torchvisions_own_networks_say(self, name: str, tmp_path: Path) -> None:
+    def test_faster_rcnn_says_what_torchvisions_own_network_says(self, tmp_path: Path) -> None:
         torch.manual_seed(3)
-        build = {
-            "fasterrcnn_resnet50_fpn": fasterrcnn_resnet50_fpn,
-            "keypointrcnn_resnet50_fpn": keypointrcnn_resnet50_fpn,
-        }
-        theirs = build[name](
+        theirs = fasterrcnn_resnet50_fpn(
             weights=None, weights_backbone=None, min_size=128, max_size=128, rpn_post_nms_top_n_test=20
         )
         for module in theirs.modules():
             if isinstance(module, FrozenBatchNorm2d):
                 module.eps = 0.0  # as with the official weights
+                module.weight.fill_(0.4)  # untrained norms let values, and rounding, grow through fifty layers
         theirs.eval()
         torch.save(theirs.state_dict(), tmp_path / "official.pth")
-        ours = load_model(name, weights=tmp_path / "official.pth", options={"proposals": 20})
+        ours = load_model("fasterrcnn_resnet50_fpn", weights=tmp_path / "official.pth", options={"proposals": 20})
         theirs.rpn._pre_nms_top_n["testing"] = 20
         image = torch.rand(3, 128, 128)
         with torch.inference_mode():
             want = theirs([image])[0]
             found = ours.detect(image[None], torch.ones(1, 128, 128, dtype=torch.bool))[0]
         assert len(want["scores"]) == len(found["scores"]) > 0
-        for key, values in want.items():  # without trained norms, rounding grows on its way through fifty layers
-            same = torch.isclose(found[key], values, rtol=1e-3, atol=1e-3 if key == "scores" else 0.1)
-            assert same.float().mean() >= 0.95, key
+        theirs_found, ours_found = (tuple(r[k].numpy() for k in ("boxes", "labels", "scores")) for r in (want, found))
+        assert share_matched(same_detections(theirs_found, ours_found)) >= 0.95
 
 
 class TestSoloV2:

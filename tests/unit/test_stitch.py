@@ -454,14 +454,14 @@ def test_emptied_features_are_gone_and_indices_stay_dense() -> None:
         assert boxes_of(features) == [[10, 10, 30, 30], [48, 28, 70, 50], [80, 55, 90, 60]]
 
 
-def test_thousands_of_overlapping_copies_leave_one_of_them_pixels() -> None:
+def test_of_many_overlapping_copies_one_gets_the_pixels() -> None:
     grid = Grid("s", 60, 60, 60, 12)
-    tile = drawn_tile(grid, 0, 0, *[(10, 10, 40, 40, 0.9, 1)] * 3000)
+    tile = drawn_tile(grid, 0, 0, *[(10, 10, 40, 40, 0.9, 1)] * 100)
     features = stitch_scene([tile], grid=grid, options=OPTIONS)
     assert boxes_of(features) == [[10, 10, 40, 40]]
     every = stitch_scene([tile], grid=grid, options=StitchOptions(exclusive=False))
-    assert len(every) == 3000
-    assert every.index.tolist() == list(range(3000))
+    assert len(every) == 100
+    assert every.index.tolist() == list(range(100))
 
 
 def test_what_keeps_less_than_half_of_its_pixels_is_dropped() -> None:
@@ -537,7 +537,7 @@ def meets(box: tuple, grid: Grid, row: int, col: int) -> bool:
 
 @pytest.mark.parametrize("side", [1, 2])
 def test_overlapping_copies_on_both_sides_of_a_border_are_one(side: int) -> None:
-    field = [(30, 10, 80, 30, 0.9, 1)] * 400
+    field = [(30, 10, 80, 30, 0.9, 1)] * 90
     tiles = [drawn_tile(PAIR, 0, col, *field) for col in (0, 1)]
     found = stitch_in_blocks(tiles, PAIR, side, OPTIONS)
     assert boxes_of(found) == [[30, 10, 80, 30]]
