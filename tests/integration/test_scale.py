@@ -12,8 +12,7 @@ import pytest
 import ray
 
 from segworker import blocks
-from segworker.engine import calls, phase2
-from segworker.engine import run as runs
+from segworker.engine import calls, harvest, phase2
 from segworker.errors import SegworkerError, StorageError
 from segworker.synthetic.paint import paint_scene
 from segworker.synthetic.scenes import make_scene
@@ -47,10 +46,10 @@ def test_results_do_not_depend_on_workers_or_order(tmp_path: Path, monkeypatch: 
     tables = []
     for workers in (1, 2, 4):
         if workers > 1:
-            predict = runs.predict_blocks
+            predict = harvest.predict_blocks
             monkeypatch.setattr(phase2, "in_order", shuffled)
             monkeypatch.setattr(
-                runs,
+                harvest,
                 "predict_blocks",
                 lambda tasks, *rest, f=predict: f(random.Random(5).sample(tasks, len(tasks)), *rest),
             )
