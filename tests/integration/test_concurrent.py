@@ -22,7 +22,7 @@ from tests.drivers import Driver, start, wait_for
 from tests.duck import duckdb_connection
 from tests.painted import SCORED, features, scenes, segment
 
-pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.timeout(900), pytest.mark.slow]
 
 OPTIONS = {"tile": 96, "overlap": 24, "model": SCORED}
 

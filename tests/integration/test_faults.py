@@ -146,6 +146,7 @@ def test_a_run_through_faults_gives_what_a_run_without_gives(
     assert {row["num_failed_tiles"] for row in scenes(store).values()} == {0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("answer", "methods", "rule"),
     [
@@ -195,6 +196,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", disk], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk(small_disk: Path, folder: Path, truth: pa.Table, tmp_path: Path) -> None:
     store = small_disk / "store"
     driver = start(store, folder, errors=tmp_path / "errors", **GRID)

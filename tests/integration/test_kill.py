@@ -28,7 +28,7 @@ from tests.painted import features, scenes, segment
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
 
-pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.timeout(900), pytest.mark.slow]
 
 BEFORE_STITCHING = ("planned", "some-shards")
 OF_WORKERS = ("predict", "shard", "link", "part")
