@@ -7,6 +7,7 @@ lost although the request was done, stalls, and ends bodies too early.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -214,5 +215,5 @@ def test_a_full_disk(small_disk: Path, folder: Path, truth: pa.Table, tmp_path: 
 
 def durable_tiles(store: str) -> int:
     storage = open_storage(store)
-    paths = [info.path for info in storage.list("work") if not info.path.endswith(".partial.parquet")]
+    paths = [i.path for i in storage.list("work") if re.fullmatch(r"work/[^/]+/[0-9a-f]+\.parquet", i.path)]
     return sum(len(tiles_in_shard(storage, path)) for path in paths)

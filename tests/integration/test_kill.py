@@ -95,7 +95,7 @@ def what_matters(rows: pa.Table) -> pa.Table:
 def durable_tiles(store: Path) -> int:
     """Return how many tiles lie in shards."""
     storage = open_storage(str(store))
-    return sum(len(tiles_in_shard(storage, info.path)) for info in storage.list("work"))
+    return sum(len(tiles_in_shard(storage, i.path)) for i in storage.list("work") if i.path.endswith(".parquet"))
 
 
 def whole_versions(store: Path) -> list[int]:
