@@ -340,5 +340,6 @@ def test_failed_tiles_alone_are_tried_again(tmp_path: Path) -> None:
     again = segment(tmp_path / "store", path, **options)
     assert (first.exit_code, again.exit_code) == (3, 3)
     assert again.record["counts"]["tiles_failed"] == 1
-    assert again.record["counts"]["bytes_read"] == first.record["counts"]["bytes_read"] // 9
+    assert again.record["counts"]["tiles_reused"] == first.record["counts"]["tiles_predicted"] == 8
+    assert again.record["counts"]["bytes_read"] < first.record["counts"]["bytes_read"]
     assert len(scenes(tmp_path / "store")) == 1
