@@ -77,6 +77,7 @@ def test_objects_that_are_cut_leave_straight_edges(figures) -> None:
     assert told["shifted_grid"]["f1"] < 0.8
 
 
+@pytest.mark.slow
 def test_masks_that_drift_agree_less(figures) -> None:
     perfect, jittery, strict = (figures(n)[0] for n in ("perfect", "jittery", "jittery and too strict"))
     assert jittery["mean_iou"] < 0.85
