@@ -39,6 +39,7 @@ def shuffled(function, arguments, *, what: str, num_returns: int = 1) -> Iterato
     return (calls._result(references[k], num_returns, what) for k in range(len(every)))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_many_blocks")
 def test_results_do_not_depend_on_workers_or_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scene = make_scene("roads", (1303, 1477), 3)
