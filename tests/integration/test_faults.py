@@ -135,6 +135,7 @@ def start_behind(proxy: FaultyProxy, s3, store: str, *scenes: str | Path, errors
     return start(store, *scenes, env=env, address="local", cpus=2, errors=errors, **GRID)
 
 
+@pytest.mark.slow
 def test_a_run_through_faults_gives_what_a_run_without_gives(
     s3, bucket: str, folder: Path, truth: pa.Table, tmp_path: Path
 ) -> None:
