@@ -32,6 +32,7 @@ SCENE --manifest --mosaic --mosaic-id --mosaic-crs --bands --value-range --aoi -
 """
 COMMANDS = [
     *("run", "plan", "stitch", "retry", "models", "sample"),
+    *("query", "export"),
     *("files", "status", "compact", "vacuum", "clean", "delete", "version"),
 ]
 
