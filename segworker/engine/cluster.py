@@ -46,6 +46,9 @@ def cluster(config: JobConfig) -> Iterator[None]:
         # directory: slow, it may ask the network, and modules beside the script are not found. Ray reads the variable
         # of this name when it is imported, which a script may have done before us. In a cluster's job Ray's way stays.
         ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False
+        # By this machine's address Ray's servers would listen to the whole network, and it replaces a loopback address
+        # that it is given by that one, unless it knows that no other machine will join, as by default on macOS.
+        ray_constants.ENABLE_RAY_CLUSTER = False
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine is slow, not broken
         if config.engine.log_level != "debug":  # its own remarks go to the terminal; errors of tasks still come to us

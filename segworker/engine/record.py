@@ -17,6 +17,7 @@ from segworker.engine.mosaics import write_sheet_lists
 from segworker.engine.phase2 import Stitched
 from segworker.engine.seam_figures import seam_figures, seam_lines
 from segworker.engine.shift_check import ShiftCheck
+from segworker.engine.tiles import TileFailure
 from segworker.errors import ExitCode
 from segworker.io.failures import redact, redact_text
 from segworker.io.quarantine import quarantine_path
@@ -40,9 +41,6 @@ def run_record(
 ) -> dict[str, Any]:
     """Write run.json and return what is in it. No secret of a configuration or a uri is recorded."""
     common = job.common
-    failed_scenes = [f for f in job.failures if not f.is_sheet]
-    failed_sheets = [f for f in job.failures if f.is_sheet]
-    objects: Counter[str] = sum(counts.values(), Counter())
     record: dict[str, Any] = {
         "run_id": common.run_id,
         "name": job.config.output.name,
@@ -57,40 +55,14 @@ def run_record(
         "table_version": table_version,
         "table_crs": common.table_crs.label,
         "keys": {"tile_key": common.tile_key, "stitch_key": common.stitch_key, "model": common.model.digest},
-        "counts": {
-            "scenes": len(job.scenes),
-            "failed_scenes": len(failed_scenes),
-            "failed_sheets": len(failed_sheets),
-            "tiles": job.num_tiles,
-            "tiles_predicted": account.tiles["done"],
-            "tiles_skipped": account.tiles["skipped"],
-            "tiles_reused": account.tiles["reused"],
-            "tiles_failed": account.tiles["failed"],
-            "batches_halved": account.tiles["halved"],
-            "instances": account.instances,
-            "features": sum(objects.values()),
-            "features_by_class": dict(sorted(objects.items())),
-            "parts": sum(g.part is not None for g in stitched.groups),
-            "coco_files": sum(g.coco is not None for g in stitched.groups),
-            "bytes_read": account.bytes_read,
-        },
+        "counts": _counts(job, account, stitched, sum(counts.values(), Counter())),
         "seconds": {k: round(v, 3) for k, v in account.seconds.items()},
         "stage_cpu_seconds": {k: round(v, 3) for k, v in account.stage_seconds.items()},
         "throughput": _throughput(job, account),
         "seams": seam_figures(job, stitched, shift),
-        "failed_scenes": [_told(f) for f in failed_scenes[:MAX_LISTED]],
-        "failed_sheets": [_told(f) for f in failed_sheets[:MAX_LISTED]],
-        "failed_tiles": [
-            {
-                "scene_id": f.tile_id[0],
-                "row": f.tile_id[1],
-                "col": f.tile_id[2],
-                "stage": f.stage,
-                "error": f.error,
-                "tries": f.tries,
-            }
-            for f in account.failures[:MAX_LISTED]
-        ],
+        "failed_scenes": [_told(f) for f in job.failures if not f.is_sheet][:MAX_LISTED],
+        "failed_sheets": [_told(f) for f in job.failures if f.is_sheet][:MAX_LISTED],
+        "failed_tiles": [_told_tile(f) for f in account.failures[:MAX_LISTED]],
         "mosaics": write_sheet_lists(open_storage(common.store_uri), common.run_id, job.scenes.values(), job.failures),
         "outputs": {
             "features": "features/",
@@ -105,6 +77,32 @@ def run_record(
     }
     _write(job, record)
     return record
+
+
+def _counts(job: Job, account: Account, stitched: Stitched, objects: Counter[str]) -> dict[str, Any]:
+    return {
+        "scenes": len(job.scenes),
+        "failed_scenes": sum(not f.is_sheet for f in job.failures),
+        "failed_sheets": sum(f.is_sheet for f in job.failures),
+        "tiles": job.num_tiles,
+        "tiles_predicted": account.tiles["done"],
+        "tiles_skipped": account.tiles["skipped"],
+        "tiles_reused": account.tiles["reused"],
+        "tiles_failed": account.tiles["failed"],
+        "batches_halved": account.tiles["halved"],
+        "instances": account.instances,
+        "features": sum(objects.values()),
+        "features_by_class": dict(sorted(objects.items())),
+        "parts": sum(g.part is not None for g in stitched.groups),
+        "coco_files": sum(g.coco is not None for g in stitched.groups),
+        "bytes_read": account.bytes_read,
+    }
+
+
+def _told_tile(failure: TileFailure) -> dict[str, Any]:
+    scene_id, row, col = failure.tile_id
+    told = {"scene_id": scene_id, "row": row, "col": col, "stage": failure.stage}
+    return told | {"error": failure.error, "tries": failure.tries}
 
 
 def _told(failure: SceneFailure) -> dict[str, str]:
