@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segworker import cli_query, cli_upkeep
+from segworker import cli_nightly, cli_query, cli_upkeep
 from segworker.cli_common import refuse_lost_output, start_logging, table
 from segworker.config import AFTER_TILES, RETRIED, JobConfig
 from segworker.config_flags import Parser, parse, parse_changes
@@ -280,7 +280,9 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "retry": _retry_command,
     "models": _models_command,
     "sample": _sample_command,
+    "nightly": cli_nightly.nightly_command,
     **cli_query.COMMANDS,
+    "diff": cli_nightly.diff_command,
     **cli_upkeep.COMMANDS,
     "version": _version_command,
 }

@@ -7,6 +7,7 @@ a million features; `--features 10000000` is what docs/benchmarks.md reports.
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,6 +22,9 @@ from segworker.io.storage import open_storage
 from segworker.io.table import write_part
 from segworker.query.sql import ask
 from segworker.query.store import Store
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 from tests.feature_rows import feature_rows, scene_rows
 from tests.stores import MAP, classed, placed
 

@@ -32,7 +32,7 @@ SCENE --manifest --mosaic --mosaic-id --mosaic-crs --bands --value-range --aoi -
 """
 COMMANDS = [
     *("run", "plan", "stitch", "retry", "models", "sample"),
-    *("query", "export"),
+    *("nightly", "query", "export", "diff"),
     *("files", "status", "compact", "vacuum", "clean", "delete", "version"),
 ]
 
