@@ -38,6 +38,7 @@ _METAVARS = {
     "max_failed_tiles": "LIMIT",
     "tile_timeout": "TIME",
     "check_shift": "SHARE",
+    "price": "PRICE",
     "output": "URI",
     "weights": "URI",
     "manifest": "URI",
