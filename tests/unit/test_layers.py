@@ -32,6 +32,8 @@ LAYERS = {
         "agreement",
         "coverage",
         "straight",
+        "truth",
+        "rasterise",
     ),
     2: ("io", "sources"),
     3: ("models",),
