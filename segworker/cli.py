@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segworker import cli_upkeep
+from segworker import cli_evaluate, cli_upkeep
 from segworker.config import AFTER_TILES, RETRIED, JobConfig
 from segworker.config_flags import Parser, parse, parse_changes
 from segworker.config_load import CONFIG_VARIABLE, load, to_yaml, unknown
@@ -207,23 +207,12 @@ def _run_and_changes(argv: Sequence[str], parser: Parser, names: Sequence[str]) 
     """Return (run id, store, options that differ from the run's)."""
     found, changes = parse_changes(argv, parser=parser, names=names)
     _start_logging(str(changes.get("log_level", "info")))
-    return *_run_and_store(found.run, getattr(found, "store", None)), changes
+    return *cli_evaluate.run_and_store(found.run, getattr(found, "store", None)), changes
 
 
 def _told(summary: RunSummary) -> int:
     print(summary.text)
     return int(summary.exit_code)
-
-
-def _run_and_store(run: str, store: str | None) -> tuple[str, str]:
-    """Return (run id, store) of what a user named: an id in a store, or a path below the store."""
-    path = run.rstrip("/").removesuffix("/run.json")
-    root, inside, name = path.rpartition("/runs/")
-    if not inside:
-        return path, store or JobConfig().output.output
-    if store is not None and store.rstrip("/") != root:
-        raise ConfigError(f"a run is in one store, got {run} and {store}; name the store once")
-    return name, root
 
 
 def _start_logging(level: str) -> None:
@@ -304,6 +293,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "plan": _plan_command,
     "stitch": _stitch_command,
     "retry": _retry_command,
+    "evaluate": cli_evaluate.evaluate_command,
     "models": _models_command,
     "sample": _sample_command,
     **cli_upkeep.COMMANDS,
