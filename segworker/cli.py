@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segworker import cli_evaluate, cli_upkeep
+from segworker import cli_evaluate, cli_train, cli_upkeep
 from segworker.config import AFTER_TILES, RETRIED, JobConfig
 from segworker.config_flags import Parser, parse, parse_changes
 from segworker.config_load import CONFIG_VARIABLE, load, to_yaml, unknown
@@ -293,6 +293,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "plan": _plan_command,
     "stitch": _stitch_command,
     "retry": _retry_command,
+    "train": cli_train.train_command,
     "evaluate": cli_evaluate.evaluate_command,
     "models": _models_command,
     "sample": _sample_command,

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from segworker.config import JobConfig
 from segworker.config_flags import Parser
 from segworker.errors import ConfigError, ExitCode
+
+if TYPE_CHECKING:
+    from segworker.io.annotations import TruthOptions
 
 HELP = """\
 Judge what a run committed, seams included, against annotations: average precision of masks and boxes, panoptic quality,
@@ -26,24 +30,14 @@ def evaluate_command(argv: Sequence[str]) -> int:
     """Judge a committed run against the truth."""
     arguments = parser().parse_args(argv)
     from segworker.evaluate.run import EvaluateJob, evaluate_run
-    from segworker.io.annotations import TruthOptions
 
     run, store = run_and_store(arguments.run, arguments.store)
-    options = TruthOptions(
-        class_field=arguments.class_field,
-        default_class=arguments.default_class,
-        scene_field=arguments.scene_field,
-        ignore_classes=frozenset(_names(arguments.ignore_classes)),
-        ignore_label=arguments.ignore_label,
-        panoptic_folder=arguments.panoptic_folder,
-        empty_scenes=arguments.empty_scenes,
-    )
     job = EvaluateJob(
         store=store,
         run=run,
         truth=tuple(arguments.truth),
-        options=options,
-        class_map=tuple(_pair(text) for text in _names(arguments.class_map)),
+        options=truth_options(arguments),
+        class_map=tuple(_pair(text) for text in names_in(arguments.class_map)),
         any_class=arguments.any_class,
         aoi=arguments.aoi,
         min_score=arguments.min_score,
@@ -108,7 +102,23 @@ def add_truth_flags(made: argparse.ArgumentParser) -> None:
     made.add_argument("--empty-scenes", action="store_true", help="Scenes without annotations have no objects.")
 
 
-def _names(text: str | None) -> list[str]:
+def truth_options(arguments: argparse.Namespace) -> TruthOptions:
+    """Return what the flags of `add_truth_flags` say."""
+    from segworker.io.annotations import TruthOptions
+
+    return TruthOptions(
+        class_field=arguments.class_field,
+        default_class=arguments.default_class,
+        scene_field=arguments.scene_field,
+        ignore_classes=frozenset(names_in(arguments.ignore_classes)),
+        ignore_label=arguments.ignore_label,
+        panoptic_folder=arguments.panoptic_folder,
+        empty_scenes=arguments.empty_scenes,
+    )
+
+
+def names_in(text: str | None) -> list[str]:
+    """Return the names in a comma-separated text."""
     return [name.strip() for name in (text or "").split(",") if name.strip()]
 
 

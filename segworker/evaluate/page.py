@@ -44,7 +44,8 @@ def page(result: Mapping[str, Any], pictures: Sequence[str]) -> str:
         _annotations(result["annotations"]),
         "<h2>Scenes</h2>",
         _scene_table(result["scenes"]),
-        f"<h2>The {len(pictures)} worst mistakes</h2><p>Truth is green, what was found is magenta.</p>",
+        f"<h2>The {len(pictures)} worst mistakes</h2>",
+        "<p>Truth is green, what was found is magenta; the box is yellow.</p>",
         *(_figure(mistake, uri) for mistake, uri in zip(result["worst"], pictures, strict=True)),
     ]
     body = "\n".join(parts)

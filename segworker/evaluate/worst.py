@@ -20,7 +20,7 @@ from segworker.io.raster import SceneReader
 from segworker.masks import areas_px, boxes_xyxy, labels_from_runs
 from segworker.types import InputSpec, Runs, Scene, Window
 
-TRUE_COLOUR, FOUND_COLOUR = (60, 220, 80), (255, 60, 200)
+TRUE_COLOUR, FOUND_COLOUR, BOX_COLOUR = (60, 220, 80), (255, 60, 200), (255, 235, 0)
 SIDE_PX = 240
 "Of a picture."
 MAX_WINDOW_PX = 2048
@@ -89,7 +89,7 @@ def _mistake(scene: JudgedScene, kind: str, t: int | None, p: int | None, iou: f
 
 
 def picture_of(mistake: Mistake, judged: JudgedScene) -> str:
-    """Return a mistake's surroundings as a PNG in a data: URI; true outlines green, found ones magenta."""
+    """Return a mistake's surroundings as a PNG in a data: URI; true outlines are green, found ones magenta."""
     window = _window(mistake, judged.scene)
     pixels = _pixels(judged.scene, window)
     step = max(1, -(-max(window.width, window.height) // SIDE_PX))
@@ -98,9 +98,20 @@ def picture_of(mistake: Mistake, judged: JudgedScene) -> str:
     for runs, colour in ((judged.truth, TRUE_COLOUR), (judged.pred, FOUND_COLOUR)):
         labels = _labels(runs, window)[::step, ::step].repeat(zoom, axis=0).repeat(zoom, axis=1)
         image[_outlines(labels)] = colour
+    _frame(image, mistake, window, zoom / step)
     content = io.BytesIO()
     Image.fromarray(image).save(content, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode("ascii")
+
+
+def _frame(image: NDArray[np.uint8], mistake: Mistake, window: Window, scale: float) -> None:
+    """Draw the mistake's box, a little wider, into a picture."""
+    left, top, right, bottom = mistake.box_xyxy
+    x = np.clip([(left - window.col_off) * scale - 3, (right - window.col_off) * scale + 2], 0, image.shape[1] - 1)
+    y = np.clip([(top - window.row_off) * scale - 3, (bottom - window.row_off) * scale + 2], 0, image.shape[0] - 1)
+    (x0, x1), (y0, y1) = x.astype(int).tolist(), y.astype(int).tolist()
+    image[[y0, y1], x0 : x1 + 1] = BOX_COLOUR
+    image[y0 : y1 + 1, [x0, x1]] = BOX_COLOUR
 
 
 def _window(mistake: Mistake, scene: Scene) -> Window:

@@ -141,6 +141,15 @@ class WindowSampler:
         drawn = [self.draw(np.random.default_rng((self.seed, step, slot))) for slot in range(size)]
         return torch.stack([image for image, _ in drawn]), [target for _, target in drawn]
 
+    def describe(self, step: int, size: int) -> str:
+        """Return where a step's windows lie, for messages."""
+        drawn = [self.choose(np.random.default_rng((self.seed, step, slot))) for slot in range(size)]
+        return "; ".join(
+            f"{d.place.scene.scene_id} columns {d.window.col_off}-{d.window.col_end}, rows {d.window.row_off}-"
+            f"{d.window.row_end}"
+            for d in drawn
+        )
+
     def draw(self, rng: np.random.Generator) -> tuple[Tensor, Target]:
         """Draw one window (C, S, S) and its target."""
         drawn = self.choose(rng)
@@ -181,7 +190,7 @@ class WindowSampler:
         """Return a window in 0..1 (or raw values), zoomed to the network's size and padded on the right and below."""
         reader, ranges = self._reader(drawn.place.scene)
         pixels, valid = reader.read_window(drawn.window)
-        image = torch.from_numpy(_unit(pixels, ranges))
+        image = torch.from_numpy(to_unit(pixels, ranges))
         image = image * torch.from_numpy(valid)
         width, height = drawn.size_wh
         image = F.interpolate(image[None], (height, width), mode="bilinear", antialias=True, align_corners=False)[0]
@@ -313,7 +322,8 @@ def _placed(first: int, side: int, low: int, high: int) -> int:
     return max(low, min(first, high - side))
 
 
-def _unit(pixels: NDArray[np.generic], ranges: tuple[Range, ...] | None) -> NDArray[np.float32]:
+def to_unit(pixels: NDArray[np.generic], ranges: tuple[Range, ...] | None) -> NDArray[np.float32]:
+    """Return (C, H, W) pixels with each band's range mapped to 0..1 and cut there; raw values without ranges."""
     values = pixels.astype(np.float32)
     if ranges is None:
         return values

@@ -38,7 +38,7 @@ LAYERS = {
     2: ("io", "sources"),
     3: ("models",),
     4: ("train", "evaluate", "report", "query", "synthetic"),
-    5: ("engine", "cli", "cli_upkeep", "cli_evaluate", "__main__"),
+    5: ("engine", "cli", "cli_upkeep", "cli_evaluate", "cli_train", "__main__"),
 }
 FIRST_LAYER = {"torch": 3, "torchvision": 3, "transformers": 3, "safetensors": 3}
 IO_LIBRARIES = {"rasterio", "pyogrio", "boto3", "botocore", "obstore", "deltalake", "requests", "urllib3", "PIL"}

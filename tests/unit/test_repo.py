@@ -31,7 +31,7 @@ SCENE --manifest --mosaic --mosaic-id --mosaic-crs --bands --value-range --aoi -
 --log-level
 """
 COMMANDS = [
-    *("run", "plan", "stitch", "retry", "evaluate", "models", "sample"),
+    *("run", "plan", "stitch", "retry", "train", "evaluate", "models", "sample"),
     *("files", "status", "compact", "vacuum", "clean", "delete", "version"),
 ]
 
