@@ -96,6 +96,8 @@ def make_plan(arguments: argparse.Namespace) -> FitPlan:
     annotated = {scene.scene_id for scene in truth.scenes}
     scenes = tuple(scene for scene in found.scenes if scene.scene_id in annotated)
     chosen = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(TrainConfig) if hasattr(arguments, f.name)}
+    if chosen["warmup"] is None and chosen["iterations"] is not None:
+        chosen["warmup"] = min(TrainConfig().warmup, chosen["iterations"] // 10)
     windows = WindowConfig(
         size_px=arguments.window or -(-512 // spec.stride) * spec.stride,
         between=arguments.between,
@@ -171,7 +173,7 @@ def _add_training_flags(group: Any) -> None:  # noqa: ANN401
     group.add_argument("--batch-size", metavar="N", type=int, help="Windows of a step and worker. [4]")
     group.add_argument("--learning-rate", metavar="X", type=float, help="At its peak. [0.001]")
     group.add_argument("--schedule", choices=("cosine", "step"), help="[cosine]")
-    group.add_argument("--warmup", metavar="N", type=int, help="Steps. [300]")
+    group.add_argument("--warmup", metavar="N", type=int, help="Steps. [300, at most a tenth]")
     group.add_argument("--clip-norm", metavar="X", type=float, help="Of the gradients. [5]")
     group.add_argument("--ema-decay", metavar="X", type=float, help="Of the averaged weights. [0.998]")
     group.add_argument("--precision", choices=("bf16", "fp32"), help="[bf16]")
