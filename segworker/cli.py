@@ -265,11 +265,18 @@ def _sample_command(argv: Sequence[str]) -> int:
     """Render seeded synthetic scenes with their truth into a folder."""
     parser = Parser(prog="segworker sample", description=_sample_command.__doc__)
     parser.add_argument("directory", metavar="DIR", type=Path, help="Folder to write to; made where it does not exist.")
-    directory: Path = parser.parse_args(argv).directory
+    parser.add_argument("--size", metavar="PX", type=int, default=2048, help="Side of a scene. [2048]")
+    parser.add_argument("--count", metavar="N", type=int, default=1, help="Scenes of each kind, numbered. [1]")
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="Of the first one. [0]")
+    given = parser.parse_args(argv)
+    if given.size < 64 or given.count < 1:
+        raise ConfigError(f"samples have at least 64 px and there is at least one, got {given.size} px, {given.count}")
     from segworker.synthetic.render import sample
 
-    for path in sample(directory):
-        print(path)
+    for k in range(given.count):
+        suffix = f"-{k + 1:02d}" if given.count > 1 else ""
+        for path in sample(given.directory, given.seed + k, size_px=given.size, suffix=suffix):
+            print(path)
     return ExitCode.DONE
 
 
