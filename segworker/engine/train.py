@@ -9,7 +9,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import tempfile
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,12 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from segworker import errors
 from segworker.config_load import from_dict
 from segworker.engine.cluster import cluster, cluster_resources
-from segworker.errors import ConfigError, SegworkerError, TrainingError
+from segworker.errors import ConfigError, SegworkerError, StorageError, TrainingError
 from segworker.io.storage import open_storage
-from segworker.train.fit import FitPlan, fit, read_latest
+from segworker.train.fit import LOG, FitPlan, fit, read_latest
 from segworker.train.team import Team
 
+FOLLOW_S = 2.0
 FAILURE = "failure.json"
 "What ended a training that trying again would end too."
 
@@ -35,6 +38,7 @@ def train(
     cpus: int | None = None,
     max_failures: int = 3,
     tensorboard: bool = False,
+    log: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Train a plan on a cluster and return what train.json says.
 
@@ -45,6 +49,7 @@ def train(
         cpus: of a local Ray.
         max_failures: deaths of workers after which it is given up.
         tensorboard: write events below the output, a local folder.
+        log: receives the lines that the first worker tells.
 
     Raises:
         ConfigError, TrainingError, StorageError: as `fit`.
@@ -68,10 +73,11 @@ def train(
             ),
         )
         open_storage(plan.output).delete([FAILURE])
-        try:
-            trainer.fit()
-        except Exception as error:
-            raise _cause(error) from error
+        with _followed(plan.output, log):
+            try:
+                trainer.fit()
+            except Exception as error:
+                raise _cause(error) from error
     return _record(plan)
 
 
@@ -80,12 +86,47 @@ def _work(config: dict[str, Any]) -> None:
     plan: FitPlan = config["plan"]
     team = RayTeam()
     try:
-        fit(plan, team)
+        fit(plan, team, log=_silent)
     except SegworkerError as error:
         if team.size > 1:
             raise  # the others wait for this worker: Ray ends them
         told = {"kind": type(error).__name__, "message": str(error)}
         open_storage(plan.output).write(FAILURE, json.dumps(told).encode())
+
+
+def _silent(_: str) -> None:
+    """Leave a line to the log in the store, which the driver follows."""
+
+
+@contextmanager
+def _followed(output: str, log: Callable[[str], None]) -> Iterator[None]:
+    """Tell the lines that are added to a training's log while the block runs."""
+    storage, ended = open_storage(output), threading.Event()
+
+    def lines() -> list[str]:
+        with suppress(StorageError):
+            return storage.read(LOG).decode().splitlines() if storage.head(LOG) is not None else []
+        return []
+
+    told = len(lines())
+
+    def follow() -> None:
+        nonlocal told
+        while True:
+            last = ended.wait(FOLLOW_S)
+            for line in lines()[told:]:
+                log(line)
+                told += 1
+            if last:
+                return
+
+    thread = threading.Thread(target=follow, name="log", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 class RayTeam(Team):
@@ -129,7 +170,8 @@ def _cause(error: BaseException) -> SegworkerError:
         found = getattr(failure, "_base_exc", failure)
         if isinstance(found, SegworkerError):
             return found
-    return TrainingError(f"a training's workers must live, got {str(error)[:300]}; see the log of the workers")
+    told = next((line for line in reversed(str(error).splitlines()) if line.strip(" ^")), type(error).__name__)
+    return TrainingError(f"a training's workers must live, got {told.strip()[:300]}; see the logs of Ray's workers")
 
 
 def _record(plan: FitPlan) -> dict[str, Any]:

@@ -22,8 +22,10 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from segworker.evaluate.judge import JudgedScene
-from segworker.masks import boxes_xyxy, find_root, labels_from_runs, unite
+from segworker.io.coco_masks import rle_counts
+from segworker.masks import areas_px, boxes_xyxy, find_root, unite
 from segworker.metrics import overlap_runs
+from segworker.polygons import trace
 from segworker.types import Category, Runs, Window
 
 MAX_DETECTIONS = 1000
@@ -225,27 +227,22 @@ def _frame(truth: Runs, pred: Runs) -> Window:
 
 def _shapes(runs: Runs, frame: Window, kind: Kind) -> Iterator[dict[str, Any]]:
     """Yield each mask as COCO has it, in pixels of a frame: run lengths or a box, and the area of the mask."""
-    for i, (left, top, right, bottom) in enumerate(boxes_xyxy(runs).tolist()):
-        one = runs.take(np.array([i]))
-        area = float((one.stops - one.starts).sum())
-        if kind == "bbox":
-            box = [float(left - frame.col_off), float(top - frame.row_off), float(right - left), float(bottom - top)]
-            yield {"bbox": box, "area": area}
-        else:
-            box_window = Window(left, top, right - left, bottom - top)
-            yield {"segmentation": _rle(one, box_window, frame), "area": area}
+    corner = (frame.col_off, frame.row_off)
+    areas = areas_px(runs).astype(float).tolist()
+    if kind == "bbox":
+        boxes = boxes_xyxy(runs).astype(float)
+        boxes[:, 2:] -= boxes[:, :2]
+        boxes[:, :2] -= corner
+        yield from ({"bbox": box, "area": area} for box, area in zip(boxes.tolist(), areas, strict=True))
+        return
+    outlines = trace(runs)
+    polygons = outlines.geometries(outlines.xy.astype(np.float64) - np.array(corner, np.float64))
+    for polygon, area in zip(polygons, areas, strict=True):
+        yield {"segmentation": _rle(polygon, frame), "area": area}
 
 
-def _rle(one: Runs, box: Window, frame: Window) -> dict[str, Any]:
-    """Return a mask's compressed run lengths, made from the pixels of its box alone."""
-    columns = labels_from_runs(one, window=box).T
-    steps = np.diff(np.pad(columns, ((0, 0), (1, 1))), axis=1)
-    column, row = np.nonzero(steps)
-    first = (box.col_off - frame.col_off + column) * frame.height + box.row_off - frame.row_off + row
-    places, times = np.unique(first, return_counts=True)
-    edges = places[times % 2 == 1]  # where one column ends at the bottom and the next begins at the top
-    counts = np.diff(np.concatenate([[0], edges, [frame.width * frame.height]]))
-    packed: dict[str, Any] = coco_mask.frPyObjects(
-        {"counts": counts.tolist(), "size": [frame.height, frame.width]}, frame.height, frame.width
-    )
+def _rle(polygon: shapely.Geometry, frame: Window) -> dict[str, Any]:
+    """Return a mask's compressed run lengths, made from its outline: its box may be as large as a scene."""
+    raw = {"counts": rle_counts(polygon, frame.height, frame.width).tolist(), "size": [frame.height, frame.width]}
+    packed: dict[str, Any] = coco_mask.frPyObjects(raw, frame.height, frame.width)
     return packed

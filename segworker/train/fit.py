@@ -1,7 +1,7 @@
 """A training from annotated scenes to weights in a store: checkpoints, validation, early stop. No Ray in here.
 
-`--output URI` receives split.json, train.json (what was done and what came of it), checkpoints/ (the last two),
-best.safetensors while it goes on, and weights.safetensors at the end.
+`--output URI` receives split.json, train.json (what was done and what came of it), log.txt, checkpoints/ (the last
+two), best.safetensors while it goes on, and weights.safetensors at the end.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from segworker.truth import TruthSet
 from segworker.types import Scene
 
 FORMAT = 1
+LOG = "log.txt"
 KEPT_CHECKPOINTS = 2
 Log = Callable[[str], None]
 
@@ -98,8 +99,9 @@ def fit(plan: FitPlan, team: Team | None = None, *, log: Log = print) -> dict[st
 class _Fit:
     def __init__(self, plan: FitPlan, team: Team, log: Log) -> None:
         self.plan, self.team = plan, team
-        self.log: Log = log if team.leads else lambda _: None
+        self.sink = log
         self.storage = open_storage(plan.output)
+        self.lines = self.storage.read(LOG).decode().splitlines() if self.storage.head(LOG) is not None else []
         self.device = choose_device(plan.device)
         if plan.threads:
             torch.set_num_threads(plan.threads)
@@ -120,6 +122,13 @@ class _Fit:
         self.history: list[dict[str, Any]] = []
         self.best: tuple[float, int] = (-1.0, 0)
         self.since_best = 0
+
+    def log(self, line: str) -> None:
+        """Tell a line, and keep it in the output."""
+        if self.team.leads:
+            self.lines += line.splitlines()
+            self.storage.write(LOG, ("\n".join(self.lines) + "\n").encode())
+            self.sink(line)
 
     def _start(self, model: nn.Module) -> str | None:
         plan = self.plan

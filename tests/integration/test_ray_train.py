@@ -37,8 +37,11 @@ def mortal() -> Mortal:
 
 
 def test_figures_reach_tensorboard_and_the_store(tmp_path: Path) -> None:
-    record = train(plan(tmp_path, validate_every=6, train=CONFIG), tensorboard=True)
+    lines: list[str] = []
+    record = train(plan(tmp_path, validate_every=6, train=CONFIG), tensorboard=True, log=lines.append)
     assert record["status"] == "done"
+    assert lines == (tmp_path / "out" / "log.txt").read_text().splitlines()
+    assert sum(line.startswith("step") and "lr" in line for line in lines) == 3
     assert record["validation"][-1]["step"] == 12
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
