@@ -26,8 +26,7 @@ from segworker.io.failures import redact_text
 if TYPE_CHECKING:
     from segworker.engine import RunSummary
 
-RAY_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"Ray sets it in the entrypoint of a submitted job."
+RAY_JOB_VARIABLE = cli_evaluate.RAY_JOB_VARIABLE
 INTERRUPTED = 130
 "Exit code after Ctrl-C, as shells have it."
 
@@ -224,20 +223,11 @@ def _start_logging(level: str) -> None:
 def _with_scenes(config: JobConfig, *, bare: bool) -> JobConfig:
     """Return a configuration that can run: the demo's where nothing at all was asked for."""
     if config.inputs.scenes or config.inputs.manifest:
-        _refuse_lost_output(config.output.output)
+        cli_evaluate.refuse_lost_output(config.output.output)
         return config
     if bare and not os.environ.get(CONFIG_VARIABLE):
         return load(flags={"scenes": [str(demo_scene())], "tile": 256, "output": "out/demo", "name": "demo"})
     raise ConfigError("a run needs at least one scene, got none; name files, folders, s3:// uris, or --manifest")
-
-
-def _refuse_lost_output(output: str) -> None:
-    """Refuse a folder inside the working directory of a Ray job, which goes when the job's files are collected."""
-    if os.environ.get(RAY_JOB_VARIABLE) and "://" not in output and not Path(output).is_absolute():
-        raise ConfigError(
-            f"in a Ray job the output must outlive the job's working directory, got {output}; give --output an "
-            "s3:// uri or an absolute path that every node sees"
-        )
 
 
 def _models_command(argv: Sequence[str]) -> int:

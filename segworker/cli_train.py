@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segworker.cli_evaluate import add_truth_flags, names_in, truth_options
+from segworker.cli_evaluate import add_truth_flags, names_in, refuse_lost_output, truth_options
 from segworker.config_flags import Parser
 from segworker.config_values import ValueRange
 from segworker.errors import ConfigError, ExitCode
@@ -38,6 +38,7 @@ fit."""
 def train_command(argv: Sequence[str]) -> int:
     """Train a model on annotated scenes."""
     arguments = parser().parse_args(argv)
+    refuse_lost_output(arguments.output)
     plan = make_plan(arguments)
     from segworker.engine.train import train
 
