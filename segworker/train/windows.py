@@ -7,7 +7,7 @@ from the scene when its step comes, and the seed and the step decide which, so t
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,10 +24,10 @@ from segworker.io.scaling import Range, value_range
 from segworker.masks import boxes_xyxy, clip_runs, labels_from_runs
 from segworker.train.photometric import Photometric, PhotometricConfig
 from segworker.train.split import TRAIN, Split
+from segworker.train.targets import Target, boxes_of, placed_points, resized, turned
 from segworker.truth import SceneTruth, TruthSet
 from segworker.types import InputSpec, Runs, Scene, Window
 
-Target = dict[str, Tensor]
 MAX_OPEN = 16
 UNKNOWN = 255
 "Semantic class of pixels that nobody annotated."
@@ -236,7 +236,7 @@ class WindowSampler:
             "masks": masks[kept],
         }
         if here.keypoints_NK3 is not None:
-            points = _placed_points(here.keypoints_NK3[things], window, size_wh)
+            points = placed_points(here.keypoints_NK3[things], window, size_wh)
             target["keypoints"] = torch.from_numpy(points)[kept]
         if len(stuff):
             target["semantic"] = self._semantic(here, window, size_wh)
@@ -249,7 +249,7 @@ class WindowSampler:
         out = torch.zeros((len(runs), size, size), dtype=torch.uint8)
         for i in range(len(runs)):
             mask = torch.from_numpy(labels_from_runs(clipped.take(np.array([i])), window=window).astype(np.uint8))
-            out[i, : size_wh[1], : size_wh[0]] = _resized(mask, size_wh)
+            out[i, : size_wh[1], : size_wh[0]] = resized(mask, size_wh)
         return out
 
     def _semantic(self, here: SceneTruth, window: Window, size_wh: tuple[int, int]) -> Tensor:
@@ -261,60 +261,8 @@ class WindowSampler:
         painted = labels_from_runs(clip_runs(here.runs.take(order), window), window=window, labels=ids)
         painted = np.where(painted == 0, UNKNOWN, painted)
         out = torch.full((self.config.size_px, self.config.size_px), UNKNOWN, dtype=torch.int64)
-        out[: size_wh[1], : size_wh[0]] = _resized(torch.from_numpy(painted), size_wh)
+        out[: size_wh[1], : size_wh[0]] = resized(torch.from_numpy(painted), size_wh)
         return out
-
-
-def boxes_of(masks_NHW: Tensor) -> Tensor:
-    """Return (N, 4) float32 tight half-open boxes of masks; zeros for empty ones."""
-    if not len(masks_NHW):
-        return torch.zeros((0, 4))
-    rows, cols = masks_NHW.amax(2).bool(), masks_NHW.amax(1).bool()
-    size_y, size_x = masks_NHW.shape[1:]
-    left, top = cols.int().argmax(1), rows.int().argmax(1)
-    right, bottom = size_x - cols.flip(1).int().argmax(1), size_y - rows.flip(1).int().argmax(1)
-    boxes = torch.stack([left, top, right, bottom], dim=1).float()
-    return boxes * rows.any(1)[:, None]
-
-
-def turned(image_CHW: Tensor, target: Mapping[str, Tensor], which: int) -> tuple[Tensor, Target]:
-    """Apply one of the eight symmetries of the square to a window and its target."""
-
-    def turn(values: Tensor) -> Tensor:
-        values = torch.rot90(values, which % 4, (-2, -1))
-        return values.flip(-1) if which >= 4 else values
-
-    result = {**target, "masks": turn(target["masks"])}
-    result["boxes"] = boxes_of(result["masks"])
-    if "semantic" in target:
-        result["semantic"] = turn(target["semantic"])
-    if "keypoints" in target:
-        result["keypoints"] = _turned_points(target["keypoints"], float(image_CHW.shape[-1]), which)
-    return turn(image_CHW), result
-
-
-def _turned_points(points_NK3: Tensor, side: float, which: int) -> Tensor:
-    x, y, seen = points_NK3.unbind(-1)
-    for _ in range(which % 4):  # a quarter turn: the last column becomes the first row
-        x, y = y, side - x
-    if which >= 4:
-        x = side - x
-    return torch.stack([torch.where(seen > 0, x, 0), torch.where(seen > 0, y, 0), seen], dim=-1)
-
-
-def _placed_points(points_NK3: NDArray[np.float32], window: Window, size_wh: tuple[int, int]) -> NDArray[np.float32]:
-    """Return keypoints in pixels of the network's input; those outside of the window are not labelled."""
-    result = points_NK3.copy()
-    result[..., 0] = (result[..., 0] - window.col_off) * size_wh[0] / window.width
-    result[..., 1] = (result[..., 1] - window.row_off) * size_wh[1] / window.height
-    outside = (result[..., :2] < 0).any(axis=-1) | (result[..., 0] > size_wh[0]) | (result[..., 1] > size_wh[1])
-    result[outside | (points_NK3[..., 2] <= 0)] = 0
-    return result
-
-
-def _resized(values_HW: Tensor, size_wh: tuple[int, int]) -> Tensor:
-    wide = values_HW[None, None].double()
-    return F.interpolate(wide, (size_wh[1], size_wh[0]), mode="nearest-exact")[0, 0].to(values_HW.dtype)
 
 
 def _placed(first: int, side: int, low: int, high: int) -> int:

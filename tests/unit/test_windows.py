@@ -25,7 +25,8 @@ from segworker.train.split import (
     split_by_scene,
     to_json,
 )
-from segworker.train.windows import WindowConfig, WindowSampler, boxes_of, turned
+from segworker.train.targets import boxes_of, turned
+from segworker.train.windows import WindowConfig, WindowSampler
 from segworker.truth import SceneTruth, TruthSet
 from segworker.types import Category, InputSpec, Scene, Window
 
