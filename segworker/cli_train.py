@@ -177,7 +177,9 @@ def _add_training_flags(group: Any) -> None:  # noqa: ANN401
     group.add_argument("--warmup", metavar="N", type=int, help="Steps. [300, at most a tenth]")
     group.add_argument("--clip-norm", metavar="X", type=float, help="Of the gradients. [5]")
     group.add_argument("--ema-decay", metavar="X", type=float, help="Of the averaged weights. [0.998]")
-    group.add_argument("--precision", choices=("bf16", "fp32"), help="[bf16]")
+    group.add_argument(
+        "--precision", choices=("auto", "bf16", "fp32"), default="auto", help="[auto: bf16 where it pays]"
+    )
     group.add_argument("--seed", metavar="N", type=int, help="[0]")
     group.add_argument("--balance", choices=("fixed", "uncertainty"), default="fixed", help="Of losses. [fixed]")
     group.add_argument("--alpha", metavar="TERM=X,...", help="Weights of loss terms; others have 1.")
