@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import logging
 import os
 import sys
 import traceback
@@ -16,7 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segworker import cli_evaluate, cli_train, cli_upkeep
+from segworker import cli_evaluate, cli_nightly, cli_query, cli_train, cli_upkeep
+from segworker.cli_common import refuse_lost_output, run_and_store, start_logging, table
 from segworker.config import AFTER_TILES, RETRIED, JobConfig
 from segworker.config_flags import Parser, parse, parse_changes
 from segworker.config_load import CONFIG_VARIABLE, load, to_yaml, unknown
@@ -26,7 +26,6 @@ from segworker.io.failures import redact_text
 if TYPE_CHECKING:
     from segworker.engine import RunSummary
 
-RAY_JOB_VARIABLE = cli_evaluate.RAY_JOB_VARIABLE
 INTERRUPTED = 130
 "Exit code after Ctrl-C, as shells have it."
 
@@ -74,8 +73,6 @@ examples:
   segworker retry s3://bucket/store/runs/20261120T201500Z-3fa4b2 --tile-timeout 1h --workers 1
 
 exit codes: as of `segworker run`; 0 also where nothing is left to be tried again."""
-
-LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -153,7 +150,7 @@ def _run(argv: Sequence[str], *, prog: str, dry_run: bool = False) -> int:
         print(to_yaml(command.config), end="")
         return ExitCode.DONE
     config = _with_scenes(command.config, bare=not argv)
-    _start_logging(config.engine.log_level)
+    start_logging(config.engine.log_level)
     return _execute(config, dry_run=dry_run or command.action == "plan")
 
 
@@ -205,8 +202,8 @@ def _parser_of_run(name: str, description: str, epilog: str, flags: str) -> Pars
 def _run_and_changes(argv: Sequence[str], parser: Parser, names: Sequence[str]) -> tuple[str, str, dict[str, object]]:
     """Return (run id, store, options that differ from the run's)."""
     found, changes = parse_changes(argv, parser=parser, names=names)
-    _start_logging(str(changes.get("log_level", "info")))
-    return *cli_evaluate.run_and_store(found.run, getattr(found, "store", None)), changes
+    start_logging(str(changes.get("log_level", "info")))
+    return *run_and_store(found.run, getattr(found, "store", None)), changes
 
 
 def _told(summary: RunSummary) -> int:
@@ -214,16 +211,10 @@ def _told(summary: RunSummary) -> int:
     return int(summary.exit_code)
 
 
-def _start_logging(level: str) -> None:
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("rasterio").setLevel(logging.ERROR)  # its warnings quote presigned URLs whole; errors are raised
-    logging.getLogger("segworker").setLevel(level.upper() if level in LOG_LEVELS else "INFO")
-
-
 def _with_scenes(config: JobConfig, *, bare: bool) -> JobConfig:
     """Return a configuration that can run: the demo's where nothing at all was asked for."""
     if config.inputs.scenes or config.inputs.manifest:
-        cli_evaluate.refuse_lost_output(config.output.output)
+        refuse_lost_output(config.output.output)
         return config
     if bare and not os.environ.get(CONFIG_VARIABLE):
         return load(flags={"scenes": [str(demo_scene())], "tile": 256, "output": "out/demo", "name": "demo"})
@@ -242,13 +233,6 @@ def _models_command(argv: Sequence[str]) -> int:
         rows.append((entry.name, ", ".join(entry.tasks), size, weights, entry.summary))
     print(table(rows))
     return ExitCode.DONE
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows of text as aligned columns."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)
 
 
 def _sample_command(argv: Sequence[str]) -> int:
@@ -294,6 +278,9 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "evaluate": cli_evaluate.evaluate_command,
     "models": _models_command,
     "sample": _sample_command,
+    "nightly": cli_nightly.nightly_command,
+    **cli_query.COMMANDS,
+    "diff": cli_nightly.diff_command,
     **cli_upkeep.COMMANDS,
     "version": _version_command,
 }

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segworker.config import JobConfig
+from segworker.cli_common import run_and_store
 from segworker.config_flags import Parser
 from segworker.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:
     from segworker.io.annotations import TruthOptions
 
-RAY_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"Ray sets it in the entrypoint of a submitted job."
 HELP = """\
 Judge what a run committed, seams included, against annotations: average precision of masks and boxes, panoptic quality,
 object F1, counts, faults near tile borders, calibration. Writes JSON and a page of HTML."""
@@ -53,26 +49,6 @@ def evaluate_command(argv: Sequence[str]) -> int:
     )
     print(evaluate_run(job).text)
     return ExitCode.DONE
-
-
-def refuse_lost_output(output: str) -> None:
-    """Refuse a folder inside the working directory of a Ray job, which goes when the job's files are collected."""
-    if os.environ.get(RAY_JOB_VARIABLE) and "://" not in output and not Path(output).is_absolute():
-        raise ConfigError(
-            f"in a Ray job the output must outlive the job's working directory, got {output}; give --output an "
-            "s3:// uri or an absolute path that every node sees"
-        )
-
-
-def run_and_store(run: str, store: str | None) -> tuple[str, str]:
-    """Return (run id, store) of what a user named: an id in a store, or a path below the store."""
-    path = run.rstrip("/").removesuffix("/run.json")
-    root, inside, name = path.rpartition("/runs/")
-    if not inside:
-        return path, store or JobConfig().output.output
-    if store is not None and store.rstrip("/") != root:
-        raise ConfigError(f"a run is in one store, got {run} and {store}; name the store once")
-    return name, root
 
 
 def parser() -> Parser:

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segworker.cli_evaluate import add_truth_flags, names_in, refuse_lost_output, truth_options
+from segworker.cli_common import refuse_lost_output
+from segworker.cli_evaluate import add_truth_flags, names_in, truth_options
 from segworker.config_flags import Parser
 from segworker.config_values import ValueRange
 from segworker.errors import ConfigError, ExitCode

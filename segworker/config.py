@@ -19,6 +19,7 @@ from segworker.config_values import (
     Bytes,
     Duration,
     FailureLimitValue,
+    PriceValue,
     ValueRange,
     ValueRangeValue,
     is_secret,
@@ -49,7 +50,7 @@ AFTER_TILES = (
 RETRIED = (
     *("device", "coco", "overview", "keep_work", "partial_ok", "name", "notes"),
     *("address", "cpus", "workers", "gpus_per_worker", "memory", "max_failed_tiles", "tile_timeout"),
-    *("progress", "log_level"),
+    *("price", "progress", "log_level"),
 )
 "Fields that change where and how a run works, not what it finds: `segworker retry` may change them."
 
@@ -278,6 +279,10 @@ class Engine(Section):
         default=0.0,
         description="Share of each run's tiles (0.05) that is tiled again on a grid shifted by half a tile, to measure "
         "how far objects depend on where tiles end; costs as much prediction again.",
+    )
+    price: PriceValue | None = Field(
+        default=None,
+        description="What an hour of one such process costs, with its currency (1.20EUR): run.json then says the cost.",
     )
     progress: Progress = Field(default="auto", description="Progress lines; auto shows them on a terminal only.")
     seed: int = Field(default=0, ge=0, description="Seed of everything that draws a sample.")

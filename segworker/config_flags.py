@@ -38,6 +38,7 @@ _METAVARS = {
     "max_failed_tiles": "LIMIT",
     "tile_timeout": "TIME",
     "check_shift": "SHARE",
+    "price": "PRICE",
     "output": "URI",
     "weights": "URI",
     "manifest": "URI",
@@ -63,6 +64,10 @@ class Command:
 class Parser(argparse.ArgumentParser):
     """argparse whose errors are ConfigErrors."""
 
+    def flags(self) -> list[str]:
+        """Return all flags that it knows."""
+        return list(self._option_string_actions)
+
     def error(self, message: str) -> NoReturn:
         """Raise instead of exiting, so that every usage error looks the same."""
         raise ConfigError(f"{message}; `{self.prog} --help` lists the flags")
@@ -75,17 +80,24 @@ def parse(argv: Sequence[str], *, prog: str, description: str, epilog: str = "")
         ConfigError: an unknown flag (the nearest known one is named), or whatever `config_load.load` refuses.
         SystemExit: after --help.
     """
-    parser = make_parser(prog=prog, description=description, epilog=epilog)
+    return parse_with(make_parser(prog=prog, description=description, epilog=epilog), argv)[0]
+
+
+def parse_with(parser: Parser, argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
+    """Return what a parser of `make_parser` makes of arguments, and what it was given beyond a run's flags.
+
+    Raises ConfigError and SystemExit as `parse` does.
+    """
     found, rest = parser.parse_known_intermixed_args(list(argv))
     for item in rest:
         if item.startswith("-"):
             name = item.partition("=")[0]
-            raise ConfigError(unknown("flag", name, _all_flags()))
-    flags = {name: value for name, value in vars(found).items() if name not in ("config", "dry_run", "print_config")}
+            raise ConfigError(unknown("flag", name, parser.flags()))
+    flags = {name: value for name, value in vars(found).items() if name in leaves()}
     if not flags.get("scenes", True):
         del flags["scenes"]
     config = load(flags=flags, file=found.config)
-    return Command(config, "print" if found.print_config else "plan" if found.dry_run else "run")
+    return Command(config, "print" if found.print_config else "plan" if found.dry_run else "run"), found
 
 
 def make_parser(*, prog: str, description: str, epilog: str = "") -> Parser:
@@ -168,7 +180,3 @@ def _metavar(name: str, field: FieldInfo) -> str:
     if get_origin(field.annotation) is Literal:
         return "{" + ",".join(get_args(field.annotation)) + "}"
     return _METAVARS.get(name, "N" if int in (field.annotation, *get_args(field.annotation)) else name.upper())
-
-
-def _all_flags() -> list[str]:
-    return ["--config", "--print-config", "--dry-run", "--help", *(flag(name) for name in leaves() if name != "scenes")]

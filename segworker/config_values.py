@@ -99,6 +99,30 @@ class ValueRange:
 
 
 @dataclass(frozen=True, slots=True)
+class Price:
+    """What an hour of a process that holds the model costs."""
+
+    amount: float
+    currency: str
+    "ISO 4217: EUR."
+
+    def __str__(self) -> str:
+        return f"{number(self.amount)}{self.currency}"
+
+    @classmethod
+    def parse(cls, value: object) -> Price:
+        """Read '1.20EUR' or '1.20 EUR'; ValueError otherwise."""
+        if isinstance(value, cls):
+            return value
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]{3})?\s*", str(value))
+        if match is None or isinstance(value, bool):
+            raise ValueError(f"a price is an amount with its currency, got {value!r}; write 1.20EUR")
+        if match[2] is None:
+            raise ValueError(f"a price has a currency, got {value!r} without one; write {match[1]}EUR")
+        return cls(float(match[1]), match[2].upper())
+
+
+@dataclass(frozen=True, slots=True)
 class FailureLimit:
     """How many tiles may fail before the whole run counts as failed."""
 
@@ -222,6 +246,7 @@ def public_uri(uri: str) -> str:
 _as_text = PlainSerializer(str, return_type=str)
 AreaValue: TypeAlias = Annotated[Area, BeforeValidator(Area.parse), _as_text]
 ValueRangeValue: TypeAlias = Annotated[ValueRange, BeforeValidator(ValueRange.parse), _as_text]
+PriceValue: TypeAlias = Annotated[Price, BeforeValidator(Price.parse), _as_text]
 FailureLimitValue: TypeAlias = Annotated[FailureLimit, BeforeValidator(FailureLimit.parse), _as_text]
 Duration: TypeAlias = Annotated[
     timedelta, BeforeValidator(parse_duration), PlainSerializer(format_duration, return_type=str)

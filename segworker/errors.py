@@ -62,3 +62,9 @@ class CommitConflict(StoreError):
     """Another run committed the same scenes first."""
 
     exit_code = ExitCode.BUSY
+
+
+class LockedError(SegworkerError):
+    """Somebody else is at the same work."""
+
+    exit_code = ExitCode.BUSY

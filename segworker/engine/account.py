@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from segworker.engine.cluster import Workers
+from segworker.engine.metrics import Meter
 from segworker.engine.tiles import BlockReceipt, TileFailure
 
 
@@ -32,6 +33,8 @@ class Account:
     "The run whose tile results were stitched again."
     retry_of: str | None = None
     "The run of which what had failed was tried again."
+    meter: Meter = field(default_factory=Meter)
+    "Tells Prometheus of it meanwhile."
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:
@@ -47,9 +50,18 @@ class Account:
         self.stage_seconds.update(receipt.seconds)
         self.instances += receipt.num_instances
         self.bytes_read += receipt.bytes_read
+        self.meter.block(
+            done=receipt.num_done,
+            skipped=receipt.num_skipped,
+            reused=receipt.num_reused,
+            instances=receipt.num_instances,
+            bytes_read=receipt.bytes_read,
+            seconds=receipt.seconds,
+        )
 
     def fail(self, failures: Iterable[TileFailure]) -> None:
         """Add tiles that are given up."""
         failures = list(failures)
         self.failures += failures
         self.tiles["failed"] += len(failures)
+        self.meter.given_up(len(failures))

@@ -32,6 +32,8 @@ def predict_job(job: Job, account: Account) -> tuple[Job, dict[int, int]]:
         StorageError: where tiles failed and the store cannot be written to any more.
     """
     workers = account.workers = choose_workers(job.config)
+    side = max((grid.tile_px for grid in job.grids.values()), default=1)
+    account.meter.begin(tiles_per_batch=job.common.tiles_per_batch((side, side)), num_predictors=workers.count)
     storage = open_storage(job.common.store_uri)
     whole, partial = durable_blocks(storage, job.common.tile_key, (b.key for b in job.blocks))
     job = replace(job, partial=frozenset(b.number for b in job.blocks if b.key in partial))

@@ -166,7 +166,7 @@ def make_job(config: JobConfig, model: ModelFacts, run_id: str) -> Job:
         ConfigError: for settings that do not go together; where no scene can be read at all, its own error.
         StoreError, StorageError: where the store cannot be used.
     """
-    tile, overlap = _tile_and_overlap(config, model.spec)
+    tile, overlap = tile_and_overlap(config, model.spec)
     storage = open_storage(config.output.output)
     info = read_store_info(storage)
     found = find_scenes(
@@ -218,7 +218,17 @@ def _mosaic_options(config: JobConfig) -> MosaicOptions:
     return MosaicOptions(inputs.mosaic or inputs.mosaic_id is not None, inputs.mosaic_id, inputs.mosaic_crs)
 
 
-def _tile_and_overlap(config: JobConfig, spec: InputSpec) -> tuple[int, int]:
+def keys_of(config: JobConfig, model: ModelFacts, table_crs: TableCrs) -> tuple[str, str]:
+    """Return (tile key, stitch key) that a run of this configuration would give its scenes; no scene is needed."""
+    tile, overlap = tile_and_overlap(config, model.spec)
+    aoi = load_aoi(config.inputs.aoi) if config.inputs.aoi else None
+    tile_key = digest(tile_settings(config, model, aoi, tile=tile, overlap=overlap))
+    common = make_common(config, model, run_id="", table_crs=table_crs, aoi=aoi, tile_key=tile_key)
+    return tile_key, common.stitch_key
+
+
+def tile_and_overlap(config: JobConfig, spec: InputSpec) -> tuple[int, int]:
+    """Return the tile's side and the overlap, in pixels: the configuration's, else the model's."""
     tile = config.grid.tile or spec.tile_px
     overlap = config.grid.overlap if config.grid.overlap is not None else min(spec.overlap_px, tile // 4)
     if overlap >= tile:

@@ -17,6 +17,7 @@ from segworker.engine.mosaics import write_sheet_lists
 from segworker.engine.phase2 import Stitched
 from segworker.engine.seam_figures import seam_figures, seam_lines
 from segworker.engine.shift_check import ShiftCheck
+from segworker.engine.throughput import throughput
 from segworker.engine.tiles import TileFailure
 from segworker.errors import ExitCode
 from segworker.io.failures import redact, redact_text
@@ -58,7 +59,7 @@ def run_record(
         "counts": _counts(job, account, stitched, sum(counts.values(), Counter())),
         "seconds": {k: round(v, 3) for k, v in account.seconds.items()},
         "stage_cpu_seconds": {k: round(v, 3) for k, v in account.stage_seconds.items()},
-        "throughput": _throughput(job, account),
+        "throughput": throughput(job, account),
         "seams": seam_figures(job, stitched, shift),
         "failed_scenes": [_told(f) for f in job.failures if not f.is_sheet][:MAX_LISTED],
         "failed_sheets": [_told(f) for f in job.failures if f.is_sheet][:MAX_LISTED],
@@ -149,16 +150,6 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:  # run from a working directory without installing
             found[name] = "not installed"
     return found
-
-
-def _throughput(job: Job, account: Account) -> dict[str, float]:
-    seconds = max(1e-9, account.seconds.get("total", 0.0))
-    predicted = max(1e-9, account.seconds.get("predict", 0.0))
-    pixels = sum(g.width * g.height for g in job.grids.values())
-    return {
-        "tiles_per_s": round(account.tiles["done"] / predicted, 3),
-        "mpx_per_s": round(pixels / 1e6 / seconds, 3),
-    }
 
 
 def summary_text(record: Mapping[str, Any], storage: Storage) -> str:

@@ -24,6 +24,7 @@ from segworker.engine.phase2 import Stitched, stitch_blocks
 from segworker.engine.planned import write_plan
 from segworker.engine.progress import Progress
 from segworker.engine.record import announce, run_record, summary_text
+from segworker.engine.seam_figures import agreement_of
 from segworker.engine.shift_check import check_shift
 from segworker.errors import ExitCode, SceneError, SegworkerError
 from segworker.io.commit import commit_run, features_version
@@ -119,6 +120,7 @@ def _carry_out(job: Job, account: Account, tile_results: TileResults, lease: Hel
                 base_version=base_version,
             )
         reached("committed")
+        account.meter.stitched(sum(counts.values(), Counter()), agreement_of(stitched.seams))
         if account.stitched_from is not None:
             write_plan(job)  # not before: what fails for missing tiles must not look like a run that was stopped
         shift = None

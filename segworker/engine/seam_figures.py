@@ -47,6 +47,12 @@ def seam_lines(seams: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def agreement_of(seams: SeamCounts) -> float | None:
+    """Return the share of what two tiles saw on which they agree; None where nothing was seen by two."""
+    total = sum(seen for seen, _ in seams.seen.values())
+    return sum(linked for _, linked in seams.seen.values()) / total if total else None
+
+
 def _agreement(seams: SeamCounts, categories: Mapping[int, Category]) -> dict[str, Any]:
     by_class = {
         categories[c].name: {

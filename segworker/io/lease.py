@@ -47,9 +47,9 @@ class Lease:
         """Whether the run may still commit."""
         if self.ended:
             return False
-        here = _here()
+        here = this_process()
         if self.place and here is not None and self.place == here[0]:
-            return _is_running(self.process)
+            return is_running(self.process)
         return now_s - self.refreshed_s < DEAD_AFTER_S
 
 
@@ -57,7 +57,7 @@ class Held:
     """A lease that this process holds."""
 
     def __init__(self, storage: Storage, run_id: str, tile_key: str) -> None:
-        place, process = _here() or ("", "")
+        place, process = this_process() or ("", "")
         self._storage, self._path = storage, f"{RUNNING}/{run_id}.json"
         self._text: dict[str, Any] = {"tile_key": tile_key, "place": place, "process": process, "ended": False}
 
@@ -145,7 +145,7 @@ def _read(storage: Storage, info: ObjectInfo) -> Lease | None:
         return Lease(run_id, "", "", "", ended=False, refreshed_s=info.mtime_s)
 
 
-def _here() -> tuple[str, str] | None:
+def this_process() -> tuple[str, str] | None:
     """Return (place, process) of this process, or None on systems without /proc."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
@@ -156,7 +156,8 @@ def _here() -> tuple[str, str] | None:
     return f"{boot} {namespace}", f"{pid} {_started(pid)}"
 
 
-def _is_running(process: str) -> bool:
+def is_running(process: str) -> bool:
+    """Whether a process of this machine, as `this_process` told of it, is still there."""
     pid, _, started = process.partition(" ")
     return pid.isdecimal() and _started(int(pid)) == started
 

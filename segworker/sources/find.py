@@ -47,6 +47,55 @@ class ScenePlan:
     "Sorted by scene_id."
 
 
+@dataclass(frozen=True, slots=True)
+class SceneFiles:
+    """The file, or the sheets, of what will be one scene, as listings tell of them."""
+
+    scene_id: str
+    files: tuple[Candidate, ...]
+    "Sorted by uri."
+    is_mosaic: bool
+
+    @property
+    def etag(self) -> str | None:
+        """The object's etag; None for local files and for mosaics."""
+        return None if self.is_mosaic or self.files[0].stat is None else self.files[0].stat.etag
+
+    @property
+    def size_bytes(self) -> int | None:
+        """Bytes of all files, None where one is not known, as in the scenes table."""
+        sizes = [None if file.stat is None else file.stat.size_bytes for file in self.files]
+        return sum(size or 0 for size in sizes) if self.is_mosaic else sizes[0]
+
+    @property
+    def mtime_s(self) -> float | None:
+        """When the newest of the files was written, seconds since the epoch."""
+        times = [file.stat.mtime_s for file in self.files if file.stat is not None and file.stat.mtime_s is not None]
+        return max(times, default=None)
+
+    @property
+    def problem(self) -> str | None:
+        """Why it cannot be read, where that is known already."""
+        return next((file.problem for file in self.files if file.problem), None)
+
+
+def find_files(
+    inputs: Sequence[str], *, manifest: str | None = None, mosaic: MosaicOptions | None = None
+) -> list[SceneFiles]:
+    """Find the scenes that inputs name, by listings alone: nothing is opened. Sorted by scene_id.
+
+    Arguments, ids and errors are those of `find_scenes`.
+    """
+    candidates, ids = _candidates(inputs, manifest, mosaic or MosaicOptions())
+    groups: dict[tuple[str, bool], list[Candidate]] = defaultdict(list)
+    for candidate in candidates:
+        groups[candidate.mosaic or ids[candidate.uri], candidate.mosaic is not None].append(candidate)
+    return [
+        SceneFiles(scene_id, tuple(sorted(files, key=lambda file: file.uri)), is_mosaic)
+        for (scene_id, is_mosaic), files in sorted(groups.items(), key=lambda group: group[0])
+    ]
+
+
 def find_scenes(
     inputs: Sequence[str],
     *,
@@ -74,17 +123,8 @@ def find_scenes(
     Raises ConfigError where nothing at all is found, where a manifest is not usable, or where ids clash; StorageError
     where a bucket cannot be listed.
     """
-    if not inputs and manifest is None:
-        raise ConfigError("a run needs at least one scene, got no inputs; name files, folders, globs or a manifest")
     mosaic = mosaic or MosaicOptions()
-    if mosaic.crs is not None:
-        parse_crs(mosaic.crs)
-    named = [*_from_manifests(inputs, manifest), *_from_inputs(inputs)]
-    candidates = _unique(_as_sheets(named, mosaic) if mosaic.all_inputs else named)
-    if not any(candidate.problem is None for candidate in candidates):
-        _raise_nothing_found([*inputs, *([manifest] if manifest else [])], candidates)
-    ids = assign_ids(c for c in candidates if c.mosaic is None)
-    _check_apart(ids, candidates)
+    candidates, ids = _candidates(inputs, manifest, mosaic)
     limits = limits or Limits()
 
     def read(candidate: Candidate) -> Scene | SceneFailure:
@@ -117,6 +157,23 @@ def find_scenes(
         tuple(result for result in ordered if isinstance(result, Scene)),
         tuple(result for result in ordered if isinstance(result, SceneFailure)),
     )
+
+
+def _candidates(
+    inputs: Sequence[str], manifest: str | None, mosaic: MosaicOptions
+) -> tuple[list[Candidate], dict[str, str]]:
+    """Return the files that inputs name, each once, and the scene_id of each that is no sheet."""
+    if not inputs and manifest is None:
+        raise ConfigError("a run needs at least one scene, got no inputs; name files, folders, globs or a manifest")
+    if mosaic.crs is not None:
+        parse_crs(mosaic.crs)
+    named = [*_from_manifests(inputs, manifest), *_from_inputs(inputs)]
+    candidates = _unique(_as_sheets(named, mosaic) if mosaic.all_inputs else named)
+    if not any(candidate.problem is None for candidate in candidates):
+        _raise_nothing_found([*inputs, *([manifest] if manifest else [])], candidates)
+    ids = assign_ids(c for c in candidates if c.mosaic is None)
+    _check_apart(ids, candidates)
+    return candidates, ids
 
 
 def _from_inputs(inputs: Sequence[str]) -> list[Candidate]:

@@ -127,7 +127,7 @@ def test_a_run_that_fails_is_tidied_up_after(store_uri: str):
 
 def test_a_run_elsewhere_is_dead_when_its_lease_is_old(store_uri: str, monkeypatch: pytest.MonkeyPatch):
     storage = open_storage(store_uri)
-    monkeypatch.setattr(lease_module, "_here", lambda: ("another machine", "1 2"))
+    monkeypatch.setattr(lease_module, "this_process", lambda: ("another machine", "1 2"))
     with held(storage, "r1", tile_key="key") as lease:
         monkeypatch.undo()
         left = uncommitted(storage, "r1")

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 import segworker
-from segworker import cli
+from segworker import cli, cli_common
 from segworker.config import JobConfig
 from segworker.errors import CommitConflict, ConfigError, SceneError, WeightsError
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("SEGWORKER_") or name == cli.RAY_JOB_VARIABLE]:
+    for name in [name for name in os.environ if name.startswith("SEGWORKER_") or name == cli_common.RAY_JOB_VARIABLE]:
         monkeypatch.delenv(name)
 
 
@@ -180,7 +180,7 @@ def test_a_job_file_without_scenes_is_not_the_demo(
 def test_a_ray_job_may_not_write_into_its_working_directory(
     output: str, code: int, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(cli.RAY_JOB_VARIABLE, "{}")
+    monkeypatch.setenv(cli_common.RAY_JOB_VARIABLE, "{}")
     assert cli.main(["run", "a.tif", "--output", output]) == code
     assert len(engine.ran) == (code == 0)
 
@@ -234,7 +234,7 @@ def test_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_table() -> None:
-    assert cli.table([("a", "bb"), ("ccc", "d")]) == "a    bb\nccc  d"
+    assert cli_common.table([("a", "bb"), ("ccc", "d")]) == "a    bb\nccc  d"
 
 
 # The script and the start-up time

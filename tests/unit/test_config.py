@@ -63,6 +63,7 @@ FULL = {
     "max_failed_tiles": "1%",
     "tile_timeout": "5m",
     "check_shift": 0.05,
+    "price": "1.2EUR",
     "progress": "off",
     "seed": 7,
     "log_level": "debug",

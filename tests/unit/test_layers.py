@@ -38,7 +38,10 @@ LAYERS = {
     2: ("io", "sources"),
     3: ("models",),
     4: ("train", "evaluate", "report", "query", "synthetic"),
-    5: ("engine", "cli", "cli_upkeep", "cli_evaluate", "cli_train", "__main__"),
+    5: (
+        *("engine", "cli", "cli_common", "cli_evaluate", "cli_nightly", "cli_query", "cli_train", "cli_upkeep"),
+        "__main__",
+    ),
 }
 FIRST_LAYER = {"torch": 3, "torchvision": 3, "transformers": 3, "safetensors": 3}
 IO_LIBRARIES = {"rasterio", "pyogrio", "boto3", "botocore", "obstore", "deltalake", "requests", "urllib3", "PIL"}
@@ -70,10 +73,7 @@ def imports_of(path: Path) -> Iterator[str]:
 def test_a_module_imports_only_its_layer_and_those_before_it(path: Path) -> None:
     name = name_of(path)
     if name == "segworker":
-        assert not [i for i in imports_of(path) if i.startswith("segworker")], (
-            "importing segworker imports nothing else"
-        )
-        return
+        return  # it names what it opens; that importing it loads nothing is tested below
     layer = layer_of(name)
     assert layer is not None, f"{name} has no layer: add it to LAYERS"
     for imported in imports_of(path):
@@ -105,6 +105,8 @@ def test_modules_stay_small(path: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
+        ("segworker", ["numpy", "pyarrow", "segworker.errors"]),
+        ("segworker.query.store", ["torch", "ray", "rasterio", "geopandas", "duckdb"]),
         ("segworker.cli", ["torch", "ray", "numpy", "rasterio", "pydantic_settings"]),
         ("segworker.config_load", ["torch", "ray", "numpy", "rasterio"]),
         ("segworker.stitch", ["torch", "ray", "rasterio"]),

@@ -27,11 +27,12 @@ SCENE --manifest --mosaic --mosaic-id --mosaic-crs --bands --value-range --aoi -
 --model --weights --model-options --batch-size --precision --device
 --min-score --class-min-score --classes --min-area --max-area --min-iou --simplify
 --output --table-crs --coco --overview --keep-work --partial-ok --name --notes
---address --cpus --workers --gpus-per-worker --memory --max-failed-tiles --tile-timeout --check-shift --progress --seed
---log-level
+--address --cpus --workers --gpus-per-worker --memory --max-failed-tiles --tile-timeout --check-shift --price
+--progress --seed --log-level
 """
 COMMANDS = [
     *("run", "plan", "stitch", "retry", "train", "evaluate", "models", "sample"),
+    *("nightly", "query", "export", "diff"),
     *("files", "status", "compact", "vacuum", "clean", "delete", "version"),
 ]
 
