@@ -85,7 +85,7 @@ def make_plan(arguments: argparse.Namespace) -> FitPlan:
     from segworker.train.loop import TrainConfig
     from segworker.train.windows import WindowConfig
 
-    options = dict(_pair(text, "--model-options") for text in names_in_options(arguments.model_options))
+    options = dict(_pair(text, "--model-options") for text in arguments.model_options or ())
     spec = build_model(arguments.model, options).spec
     found = find_scenes(arguments.scenes, spec=spec, bands=_bands(arguments.bands))
     for failure in found.failures:
@@ -225,11 +225,6 @@ def _content(source: str) -> bytes | Path:
     if not path.is_file():
         raise ConfigError(f"--init names a model that bundles weights (nuclei) or a file, got {source!r}; check it")
     return path.absolute()
-
-
-def names_in_options(texts: Sequence[str] | None) -> list[str]:
-    """Return KEY=VALUE texts; values may have commas."""
-    return [text for text in texts or () if text]
 
 
 def _pair(text: str, flag: str) -> tuple[str, str]:
