@@ -85,7 +85,7 @@ def make_plan(arguments: argparse.Namespace) -> FitPlan:
     from segworker.train.loop import TrainConfig
     from segworker.train.windows import WindowConfig
 
-    options = dict(_pair(text, "--model-options") for text in names_in_options(arguments.model_options))
+    options = dict(_pair(text, "--model-options") for text in arguments.model_options or ())
     spec = build_model(arguments.model, options).spec
     found = find_scenes(arguments.scenes, spec=spec, bands=_bands(arguments.bands))
     for failure in found.failures:
@@ -178,7 +178,9 @@ def _add_training_flags(group: Any) -> None:  # noqa: ANN401
     group.add_argument("--warmup", metavar="N", type=int, help="Steps. [300, at most a tenth]")
     group.add_argument("--clip-norm", metavar="X", type=float, help="Of the gradients. [5]")
     group.add_argument("--ema-decay", metavar="X", type=float, help="Of the averaged weights. [0.998]")
-    group.add_argument("--precision", choices=("bf16", "fp32"), help="[bf16]")
+    group.add_argument(
+        "--precision", choices=("auto", "bf16", "fp32"), default="auto", help="[auto: bf16 where it pays]"
+    )
     group.add_argument("--seed", metavar="N", type=int, help="[0]")
     group.add_argument("--balance", choices=("fixed", "uncertainty"), default="fixed", help="Of losses. [fixed]")
     group.add_argument("--alpha", metavar="TERM=X,...", help="Weights of loss terms; others have 1.")
@@ -223,11 +225,6 @@ def _content(source: str) -> bytes | Path:
     if not path.is_file():
         raise ConfigError(f"--init names a model that bundles weights (nuclei) or a file, got {source!r}; check it")
     return path.absolute()
-
-
-def names_in_options(texts: Sequence[str] | None) -> list[str]:
-    """Return KEY=VALUE texts; values may have commas."""
-    return [text for text in texts or () if text]
 
 
 def _pair(text: str, flag: str) -> tuple[str, str]:

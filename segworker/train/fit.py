@@ -280,6 +280,7 @@ class _Fit:
             "init": self.init,
             "workers": self.team.size,
             "device": str(self.device),
+            "precision": self.trainer.precision,
             "versions": {"torch": torch.__version__},
             "steps": self.trainer.step,
             "seconds": round(self.trainer.seconds, 1),

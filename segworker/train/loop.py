@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from segworker.errors import ConfigError, TrainingError
 from segworker.train.balance import BalanceConfig, LossBalance, short
+from segworker.train.precision import choose_precision
 from segworker.train.team import Team
 
 MAX_SKIPPED = 20
@@ -61,7 +62,7 @@ class TrainConfig:
     freeze_norm_after: float = 0.7
     "Share of the iterations after which batch norms keep their statistics, so that training sees what inference sees."
     precision: str = "bf16"
-    "'bf16' runs the backbone and the heads' convolutions in bfloat16 (weights stay float32); 'fp32' does not."
+    "'bf16' computes the backbone and convolutions in bfloat16 (weights stay float32); 'fp32'; 'auto': what pays."
     seed: int = 0
     log_every: int = 50
     checkpoint_every: int = 200
@@ -71,8 +72,8 @@ class TrainConfig:
             raise ConfigError(f"iterations, batch_size and intervals are at least 1, got {self}")
         if self.schedule not in ("cosine", "step"):
             raise ConfigError(f"a schedule is 'cosine' or 'step', got {self.schedule!r}")
-        if self.precision not in ("bf16", "fp32") or self.learning_rate <= 0:
-            raise ConfigError(f"precision is bf16 or fp32 and the learning rate above 0, got {self}")
+        if self.precision not in ("auto", "bf16", "fp32") or self.learning_rate <= 0:
+            raise ConfigError(f"precision is auto, bf16 or fp32 and the learning rate above 0, got {self}")
 
 
 class Ema:
@@ -123,6 +124,7 @@ class Trainer:
         """
         self.model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.source, self.config, self.device = source, config, torch.device(device)
+        self.precision = choose_precision(config.precision, self.device)
         self.team = team or Team()
         self.balance = self._make_balance(balance or BalanceConfig()).to(self.device)
         groups = parameter_groups(model, config.weight_decay)
@@ -217,7 +219,7 @@ class Trainer:
     def _losses(self, images: Tensor, targets: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         images = images.to(self.device, memory_format=torch.channels_last)
         placed = [{name: value.to(self.device) for name, value in target.items()} for target in targets]
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             losses: dict[str, Tensor] = self.model.loss(images, placed)
         return losses
 

@@ -218,7 +218,7 @@ class TestLoop:
     def test_wrong_numbers_and_absent_checkpoints_are_refused(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="at least 1"):
             TrainConfig(iterations=0)
-        with pytest.raises(ConfigError, match="bf16 or fp32"):
+        with pytest.raises(ConfigError, match="auto, bf16 or fp32"):
             TrainConfig(precision="int8")
         with pytest.raises(ConfigError, match=r"found none at .*absent\.pt"):
             trainer(1).resume(tmp_path / "absent.pt")
