@@ -53,7 +53,8 @@ def predict_job(job: Job, account: Account) -> tuple[Job, dict[int, int]]:
     sizes |= {number: receipt.shard_bytes for number, receipt in receipts.items() if receipt.shard_bytes}
     failed = frozenset(number for number, receipt in receipts.items() if receipt.failures)
     lost = frozenset(b.number for b in job.blocks) - set(sizes)
-    return replace(job, partial=failed - lost, lost=lost), sizes
+    narrowed = job.narrowed & {b.number for b in todo}  # their shards stay partial: other scenes' tiles may be missing
+    return replace(job, partial=(failed | narrowed) - lost, lost=lost), sizes
 
 
 def _predict(job: Job, todo: list[Block], workers: Workers, account: Account) -> dict[int, BlockReceipt]:

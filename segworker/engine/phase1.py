@@ -10,10 +10,13 @@ import logging
 import pickle
 import warnings
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 import ray
 import ray.data
+from ray._private.state import actors
+from ray._private.worker import global_worker
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 from ray.exceptions import RayError
 
@@ -64,8 +67,25 @@ def predict_blocks(tasks: Sequence[BlockTask], common: Common, workers: Workers)
             max_task_retries=MAX_RETRIES,
         )
     plan = plan.map(_decode, fn_kwargs={"shared": shared}, compute=TaskPoolStrategy(), num_cpus=1)
-    for row in plan.iter_rows():
-        yield pickle.loads(row["receipt"])
+    try:
+        for row in plan.iter_rows():
+            yield pickle.loads(row["receipt"])
+    finally:
+        _end_predictors()
+
+
+def _end_predictors() -> None:
+    """End the predictors of this process's runs.
+
+    Ray Data lets go of them and leaves the rest to the counting of references. One that was restarted after a crash can
+    live on by that, with its CPUs or its GPU, and the next run of the same process would wait for them for ever.
+    """
+    job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
+    core: Any = global_worker.core_worker  # type: ignore[attr-defined]
+    for actor_id, told in actors(job_id=job).items():
+        if _Predict.__name__ in told["ActorClassName"] and told["State"] != "DEAD":
+            with suppress(ValueError):  # where this process has no handle of it, nobody has
+                core.kill_actor(ray.ActorID.from_hex(actor_id), True)
 
 
 def mend_blocks(

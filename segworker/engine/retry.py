@@ -50,10 +50,10 @@ def retry(run: str, store: str, changes: Mapping[str, object]) -> RunSummary:
     failed = read_quarantine(storage, run_id)
     if record["status"] != "done":
         raise StoreError(f"a run is tried again once it is committed, got {run_id}: {record['status']}; run it again")
+    config = changed(configuration_of(plan), changes, store=storage.uri, allowed=RETRIED)
     wanted = _not_replaced(storage, set(failed["scene_id"].to_pylist()), record)
     if not wanted:
         return RunSummary(0, f"nothing of {run_id} is left to be tried again", dict(record))
-    config = changed(configuration_of(plan), changes, store=storage.uri, allowed=RETRIED)
     account = Account(retry_of=run_id)
     facts = describe_model(config.model.model, dict(config.model.model_options), config.model.weights)
     fresh = make_job(config, facts, make_run_id(account.started_at))
