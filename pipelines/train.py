@@ -1,4 +1,8 @@
-"""Annotated images -> weights. See segworker/models/nuclei/README.md for the command behind the bundled model."""
+"""Annotated scenes -> weights: the script for `ray job submit`, the same as `segworker train`.
+
+With --data it trains on a folder of small images and label images in this process instead;
+segworker/models/nuclei/README.md has the command behind the bundled model.
+"""
 
 import argparse
 import sys
@@ -6,6 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from segworker import cli
 from segworker.errors import SegworkerError
 from segworker.train.job import TrainJob, measure_job, run_job
 from segworker.train.loop import TrainConfig
@@ -54,6 +59,9 @@ def parse(arguments: list[str] | None = None) -> tuple[TrainJob, TrainConfig, bo
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the job and return the exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if "--data" not in given and "--help" not in given:
+        return cli.main(["train", *given])
     job, config, measure_only = parse(arguments)
     try:
         if measure_only:

@@ -15,8 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segworker import cli_nightly, cli_query, cli_upkeep
-from segworker.cli_common import refuse_lost_output, start_logging, table
+from segworker import cli_evaluate, cli_nightly, cli_query, cli_train, cli_upkeep
+from segworker.cli_common import refuse_lost_output, run_and_store, start_logging, table
 from segworker.config import AFTER_TILES, RETRIED, JobConfig
 from segworker.config_flags import Parser, parse, parse_changes
 from segworker.config_load import CONFIG_VARIABLE, load, to_yaml, unknown
@@ -203,23 +203,12 @@ def _run_and_changes(argv: Sequence[str], parser: Parser, names: Sequence[str]) 
     """Return (run id, store, options that differ from the run's)."""
     found, changes = parse_changes(argv, parser=parser, names=names)
     start_logging(str(changes.get("log_level", "info")))
-    return *_run_and_store(found.run, getattr(found, "store", None)), changes
+    return *run_and_store(found.run, getattr(found, "store", None)), changes
 
 
 def _told(summary: RunSummary) -> int:
     print(summary.text)
     return int(summary.exit_code)
-
-
-def _run_and_store(run: str, store: str | None) -> tuple[str, str]:
-    """Return (run id, store) of what a user named: an id in a store, or a path below the store."""
-    path = run.rstrip("/").removesuffix("/run.json")
-    root, inside, name = path.rpartition("/runs/")
-    if not inside:
-        return path, store or JobConfig().output.output
-    if store is not None and store.rstrip("/") != root:
-        raise ConfigError(f"a run is in one store, got {run} and {store}; name the store once")
-    return name, root
 
 
 def _with_scenes(config: JobConfig, *, bare: bool) -> JobConfig:
@@ -250,11 +239,18 @@ def _sample_command(argv: Sequence[str]) -> int:
     """Render seeded synthetic scenes with their truth into a folder."""
     parser = Parser(prog="segworker sample", description=_sample_command.__doc__)
     parser.add_argument("directory", metavar="DIR", type=Path, help="Folder to write to; made where it does not exist.")
-    directory: Path = parser.parse_args(argv).directory
+    parser.add_argument("--size", metavar="PX", type=int, default=2048, help="Side of a scene. [2048]")
+    parser.add_argument("--count", metavar="N", type=int, default=1, help="Scenes of each kind, numbered. [1]")
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="Of the first one. [0]")
+    given = parser.parse_args(argv)
+    if given.size < 64 or given.count < 1:
+        raise ConfigError(f"samples have at least 64 px and there is at least one, got {given.size} px, {given.count}")
     from segworker.synthetic.render import sample
 
-    for path in sample(directory):
-        print(path)
+    for k in range(given.count):
+        suffix = f"-{k + 1:02d}" if given.count > 1 else ""
+        for path in sample(given.directory, given.seed + k, size_px=given.size, suffix=suffix):
+            print(path)
     return ExitCode.DONE
 
 
@@ -278,6 +274,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "plan": _plan_command,
     "stitch": _stitch_command,
     "retry": _retry_command,
+    "train": cli_train.train_command,
+    "evaluate": cli_evaluate.evaluate_command,
     "models": _models_command,
     "sample": _sample_command,
     "nightly": cli_nightly.nightly_command,

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from segworker.config import JobConfig
 from segworker.errors import ConfigError
 
 RAY_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -28,6 +29,17 @@ def refuse_lost_output(output: str) -> None:
             f"in a Ray job the output must outlive the job's working directory, got {output}; give --output an "
             "s3:// uri or an absolute path that every node sees"
         )
+
+
+def run_and_store(run: str, store: str | None) -> tuple[str, str]:
+    """Return (run id, store) of what a user named: an id in a store, or a path below the store."""
+    path = run.rstrip("/").removesuffix("/run.json")
+    root, inside, name = path.rpartition("/runs/")
+    if not inside:
+        return path, store or JobConfig().output.output
+    if store is not None and store.rstrip("/") != root:
+        raise ConfigError(f"a run is in one store, got {run} and {store}; name the store once")
+    return name, root
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -50,6 +50,10 @@ class PredictionError(SegworkerError):
     """A model returned something that its contract forbids (NaN scores, unknown classes, masks of another size)."""
 
 
+class TrainingError(SegworkerError):
+    """A training cannot go on: a loss or gradients that are no numbers."""
+
+
 class StoreError(SegworkerError):
     """A store is of a newer format, damaged, or not a store at all."""
 

@@ -190,6 +190,22 @@ def object_f1(overlaps: Overlaps, *, min_iou: float = 0.5) -> float:
     return panoptic_quality(overlaps, min_iou=min_iou).rq
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ObjectFaults:
+    """What went wrong with each object. `seam_faults` defines the faults."""
+
+    cut: NDArray[np.bool_]
+    "(T,) true objects in two or more pieces."
+    missed: NDArray[np.bool_]
+    "(T,) true objects that no prediction holds."
+    held: Ints
+    "(P,) true objects that a prediction holds; two or more are merged."
+    duplicate: NDArray[np.bool_]
+    "(P,) predictions that show an object again."
+    false: NDArray[np.bool_]
+    "(P,) predictions that lie on no true object."
+
+
 def seam_faults(overlaps: Overlaps, *, share: float = 0.2) -> SeamFaults:
     """Count objects that were cut, merged, shown twice, missed or invented.
 
@@ -203,20 +219,38 @@ def seam_faults(overlaps: Overlaps, *, share: float = 0.2) -> SeamFaults:
     - missed: objects that no prediction holds
     - false: predictions with less than `share` of their pixels on any one object
     """
+    faults = object_faults(overlaps, share=share)
+    return SeamFaults(
+        cut=int(faults.cut.sum()),
+        merged=int((faults.held > 1).sum()),
+        welds=int(np.maximum(faults.held - 1, 0).sum()),
+        duplicates=int(faults.duplicate.sum()),
+        missed=int(faults.missed.sum()),
+        false=int(faults.false.sum()),
+    )
+
+
+def object_faults(overlaps: Overlaps, *, share: float = 0.2) -> ObjectFaults:
+    """Tell for each object what `seam_faults` counts."""
     t, p, shared = overlaps.truth_index, overlaps.pred_index, overlaps.pixels
+    num_truth, num_pred = len(overlaps.truth_ids), len(overlaps.pred_ids)
     of_truth = shared / overlaps.truth_areas_px[t]
     of_pred = shared / overlaps.pred_areas_px[p]
     holds = of_truth >= share
     other = ~_is_main(t, p, shared)
-    held = np.bincount(p[holds], minlength=len(overlaps.pred_ids))
-    return SeamFaults(
-        cut=len(np.unique(t[other & holds & (of_truth <= 0.5)])),
-        merged=int((held > 1).sum()),
-        welds=int(np.maximum(held - 1, 0).sum()),
-        duplicates=len(np.unique(p[other & (of_pred >= 0.5) & (~holds | (of_truth > 0.5))])),
-        missed=len(overlaps.truth_ids) - len(np.unique(t[holds])),
-        false=len(overlaps.pred_ids) - len(np.unique(p[of_pred >= share])),
+    return ObjectFaults(
+        cut=_any(num_truth, t[other & holds & (of_truth <= 0.5)]),
+        missed=~_any(num_truth, t[holds]),
+        held=np.bincount(p[holds], minlength=num_pred),
+        duplicate=_any(num_pred, p[other & (of_pred >= 0.5) & (~holds | (of_truth > 0.5))]),
+        false=~_any(num_pred, p[of_pred >= share]),
     )
+
+
+def _any(count: int, indices: Ints) -> NDArray[np.bool_]:
+    flags = np.zeros(count, bool)
+    flags[indices] = True
+    return flags
 
 
 def _is_main(t: Ints, p: Ints, shared: Ints) -> NDArray[np.bool_]:

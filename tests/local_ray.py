@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,10 @@ def start_ray(**options: Any) -> None:
                     os.kill(pid, signal.SIGKILL)
             if last or "timed out during startup" not in str(error):
                 raise
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ResourceWarning)  # Ray drops its daemons without waiting for them
+                del error
+                gc.collect()
         else:
             return
 

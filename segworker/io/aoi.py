@@ -38,7 +38,7 @@ def load_aoi(uri: str) -> Aoi:
     import pyogrio  # noqa: PLC0415 - it draws in geopandas where that is installed, seconds that few runs need
 
     try:
-        source = _source(uri)
+        source = vector_source(uri)
         meta, _, wkb, _ = pyogrio.raw.read(source, layer=0, columns=[], force_2d=True)
     except (pyogrio.errors.DataSourceError, OSError, StorageError, ValueError) as error:
         raise ConfigError(
@@ -52,11 +52,11 @@ def load_aoi(uri: str) -> Aoi:
             f"an area of interest holds polygons, got {len(shapes)} geometries and no polygon in {redact(uri)}; "
             "draw the area as a polygon"
         )
-    has_crs = meta["crs"] and not _declares_no_crs(source)
+    has_crs = meta["crs"] and not declares_no_crs(source)
     return Aoi(kept, parse_crs(meta["crs"]).to_wkt() if has_crs else None)
 
 
-def _declares_no_crs(source: str | bytes) -> bool:
+def declares_no_crs(source: str | bytes) -> bool:
     """Say whether a GeoJSON has `"crs": null` (GeoJSON 2008: no CRS can be assumed); GDAL reads over it."""
     if isinstance(source, str) and not source.lower().endswith(("json", ".js")):
         return False
@@ -67,7 +67,8 @@ def _declares_no_crs(source: str | bytes) -> bool:
     return isinstance(document, dict) and document.get("crs", "unset") is None
 
 
-def _source(uri: str) -> str | bytes:
+def vector_source(uri: str) -> str | bytes:
+    """Return what GDAL's vector drivers open: a local path, or the content of one file on s3://."""
     if uri.startswith(("s3://", "s3a://")):
         folder, _, name = uri.rpartition("/")
         return open_storage(folder).read(name)

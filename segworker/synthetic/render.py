@@ -27,12 +27,14 @@ SAMPLE_PIXEL_M = 0.3
 SAMPLE_PIXEL_UM = 0.5
 
 
-def sample(folder: Path, seed: int = 0, *, size_px: int = 2048) -> list[Path]:
+def sample(folder: Path, seed: int = 0, *, size_px: int = 2048, suffix: str = "") -> list[Path]:
     """Write seeded scenes into `folder`/scenes and their truth into `folder`/truth; files there are overwritten.
 
     scenes/nuclei.tif (a stained tissue section, RGB, 0.5 um per pixel) and scenes/aerial.tif (an orthomosaic, RGB, with
     a CRS); for each, truth/<name>.tif (labels, 0 is background), truth/<name>.json (COCO, RLE in pixels) and, for the
     aerial scene, truth/aerial.geojson (polygons in map coordinates).
+
+    `suffix` is put behind every name.
 
     Returns:
         The paths of the two scenes.
@@ -44,16 +46,16 @@ def sample(folder: Path, seed: int = 0, *, size_px: int = 2048) -> list[Path]:
     map_transform = Affine(SAMPLE_PIXEL_M, 0, SAMPLE_ORIGIN[0], 0, -SAMPLE_PIXEL_M, SAMPLE_ORIGIN[1])
     per_cm = 10_000 / SAMPLE_PIXEL_UM
     tags = {"TIFFTAG_XRESOLUTION": per_cm, "TIFFTAG_YRESOLUTION": per_cm, "TIFFTAG_RESOLUTIONUNIT": 3}
-    write_raster(scenes / "nuclei.tif", render_nuclei(micrograph), tags=tags)
-    write_raster(scenes / "aerial.tif", render_aerial(aerial), crs=SAMPLE_CRS, transform=map_transform)
-    write_raster(truth / "nuclei.tif", micrograph.labels_HW[None].astype(np.uint32))
+    write_raster(scenes / f"nuclei{suffix}.tif", render_nuclei(micrograph), tags=tags)
+    write_raster(scenes / f"aerial{suffix}.tif", render_aerial(aerial), crs=SAMPLE_CRS, transform=map_transform)
+    write_raster(truth / f"nuclei{suffix}.tif", micrograph.labels_HW[None].astype(np.uint32))
     write_raster(
-        truth / "aerial.tif", aerial.labels_HW[None].astype(np.uint32), crs=SAMPLE_CRS, transform=map_transform
+        truth / f"aerial{suffix}.tif", aerial.labels_HW[None].astype(np.uint32), crs=SAMPLE_CRS, transform=map_transform
     )
-    write_coco(truth / "nuclei.json", micrograph, file_name="nuclei.tif")
-    write_coco(truth / "aerial.json", aerial, file_name="aerial.tif")
-    write_geojson(truth / "aerial.geojson", aerial, crs=SAMPLE_CRS, transform=map_transform)
-    return [scenes / "nuclei.tif", scenes / "aerial.tif"]
+    write_coco(truth / f"nuclei{suffix}.json", micrograph, file_name=f"nuclei{suffix}.tif")
+    write_coco(truth / f"aerial{suffix}.json", aerial, file_name=f"aerial{suffix}.tif")
+    write_geojson(truth / f"aerial{suffix}.geojson", aerial, crs=SAMPLE_CRS, transform=map_transform)
+    return [scenes / f"nuclei{suffix}.tif", scenes / f"aerial{suffix}.tif"]
 
 
 def render_nuclei(scene: TruthScene) -> Image:

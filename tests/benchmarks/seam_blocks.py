@@ -85,7 +85,7 @@ def stitch_dense(num: int) -> BlockTimes:
         features = 0
         for k, (part, rank) in enumerate(zip(ranges, ranks, strict=True)):
             whole = spill.take("whole", k)
-            sources = sorted({s for of_one in rank.sources for s in of_one})
+            sources = rank.sources
             parts = Pieces.concatenate([whole.take(np.zeros(0, np.int64)), *(spill.get("parts", s) for s in sources)])
             features += len(timed("assemble", assemble_block, whole, parts, rank, part.region(scene.grid)))
     return BlockTimes(instances, features, *seconds.values())

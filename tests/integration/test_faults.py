@@ -140,7 +140,7 @@ def test_a_run_through_faults_gives_what_a_run_without_gives(
     s3, bucket: str, folder: Path, truth: pa.Table, tmp_path: Path
 ) -> None:
     source, store = upload(s3, folder, bucket), f"s3://{bucket}/store"
-    with FaultyProxy(s3.endpoint_url, rate=0.05, seed=7, stall_s=1.0) as proxy:
+    with FaultyProxy(s3.endpoint_url, rate=0.1, seed=7, stall_s=1.0) as proxy:
         driver = start_behind(proxy, s3, store, source, errors=tmp_path / "errors")
         assert driver.outcome() == 0, driver.told()
         assert sum(proxy.counts[fault] for fault in FAULTS) > 5

@@ -261,3 +261,13 @@ def test_help_comes_at_once() -> None:
         seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
         time.sleep(0.01)
     assert min(seconds) < 1.0
+
+
+def test_samples_are_numbered_and_differ(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["sample", str(tmp_path), "--count", "2", "--size", "64", "--seed", "5"]) == 0
+    names = [Path(line).name for line in capsys.readouterr().out.splitlines()]
+    assert names == ["nuclei-01.tif", "aerial-01.tif", "nuclei-02.tif", "aerial-02.tif"]
+    one, two = ((tmp_path / "scenes" / name).read_bytes() for name in ("nuclei-01.tif", "nuclei-02.tif"))
+    assert one != two
+    assert (tmp_path / "truth" / "aerial-02.geojson").is_file()
+    assert cli.main(["sample", str(tmp_path), "--count", "0"]) == 2

@@ -32,11 +32,16 @@ LAYERS = {
         "agreement",
         "coverage",
         "straight",
+        "truth",
+        "rasterise",
     ),
     2: ("io", "sources"),
     3: ("models",),
     4: ("train", "evaluate", "report", "query", "synthetic"),
-    5: ("engine", "cli", "cli_common", "cli_nightly", "cli_query", "cli_upkeep", "__main__"),
+    5: (
+        *("engine", "cli", "cli_common", "cli_evaluate", "cli_nightly", "cli_query", "cli_train", "cli_upkeep"),
+        "__main__",
+    ),
 }
 FIRST_LAYER = {"torch": 3, "torchvision": 3, "transformers": 3, "safetensors": 3}
 IO_LIBRARIES = {"rasterio", "pyogrio", "boto3", "botocore", "obstore", "deltalake", "requests", "urllib3", "PIL"}

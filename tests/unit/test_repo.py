@@ -31,7 +31,7 @@ SCENE --manifest --mosaic --mosaic-id --mosaic-crs --bands --value-range --aoi -
 --progress --seed --log-level
 """
 COMMANDS = [
-    *("run", "plan", "stitch", "retry", "models", "sample"),
+    *("run", "plan", "stitch", "retry", "train", "evaluate", "models", "sample"),
     *("nightly", "query", "export", "diff"),
     *("files", "status", "compact", "vacuum", "clean", "delete", "version"),
 ]

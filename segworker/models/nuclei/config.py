@@ -22,7 +22,12 @@ class NucleiOptions:
     score_threshold: float = CONFIG.score_threshold
     "Fainter ones are not returned at all."
 
+    class_names: tuple[str, ...] = ("nucleus",)
+    "For training: the classes of your own; in options, a comma-separated text will do."
+
     def __post_init__(self) -> None:
+        if not self.class_names:
+            raise ConfigError("a model has at least one class, got no class_names; name one")
         if self.detections < 1 or not 0 <= self.score_threshold <= 1:
             raise ConfigError(
                 f"detections is at least 1 and score_threshold in 0..1, got {self}; check the model options"

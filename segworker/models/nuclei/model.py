@@ -21,6 +21,7 @@ from segworker.models.common.options import parse_options
 from segworker.models.common.two_stage import TwoStage
 from segworker.models.maskrcnn.config import MaskRCNNConfig
 from segworker.models.nuclei.config import CATEGORIES, CONFIG, SPEC, NucleiOptions
+from segworker.types import Category
 
 
 class _NoExtraLevel(ExtraFPNBlock):
@@ -42,16 +43,18 @@ def build_nuclei(**options: object) -> TwoStage:
         options: fields of `NucleiOptions`.
     """
     chosen = parse_options(NucleiOptions, options)
-    return build_compact(replace(CONFIG, detections=chosen.detections, score_threshold=chosen.score_threshold))
+    sizes = replace(CONFIG, detections=chosen.detections, score_threshold=chosen.score_threshold)
+    categories = tuple(Category(k, name) for k, name in enumerate(chosen.class_names, start=1))
+    return build_compact(replace(sizes, num_classes=len(categories) + 1), categories)
 
 
-def build_compact(config: MaskRCNNConfig) -> TwoStage:
-    """Return a network of the given sizes."""
+def build_compact(config: MaskRCNNConfig, categories: tuple[Category, ...] = CATEGORIES) -> TwoStage:
+    """Return a network of the given sizes and classes."""
     return TwoStage(
         build_backbone(config),
         build_rpn(config),
         build_roi_heads(config),
-        categories=CATEGORIES,
+        categories=categories,
         spec=SPEC,
         rule=InputRule(config.image_mean, config.image_std),
     )
