@@ -1,8 +1,8 @@
 # Every target runs in the project's own environment; uv makes it on first use.
-.PHONY: help check format lint types test slow soak gpu bench demo docs
+.PHONY: help check format lint types test slow soak gpu bench demo docs infra-check lock
 
 help:            ## list the targets
-	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
 check: lint types test  ## all that must pass before a change is merged
 
@@ -37,3 +37,9 @@ demo:            ## a real micrograph through the bundled model, results in out/
 
 docs:            ## write the pages that are made from the code
 	uv run python docs/make_reference.py
+
+infra-check:     ## render every overlay of infra/ and check all manifests, the image, the launcher and the dashboard
+	uv run pytest tests/unit/test_infra.py
+
+lock:            ## write the exact versions that the container is built with
+	uv export --no-dev --extra query --extra geo --no-hashes --no-emit-project --format requirements-txt -q -o infra/docker/requirements.txt

@@ -282,7 +282,7 @@ class Engine(Section):
     )
     price: PriceValue | None = Field(
         default=None,
-        description="What an hour of one such process costs, with its currency (1.20EUR): run.json then says the cost.",
+        description="What an hour of one such process costs (1.20EUR), to record what runs cost; default: unknown.",
     )
     progress: Progress = Field(default="auto", description="Progress lines; auto shows them on a terminal only.")
     seed: int = Field(default=0, ge=0, description="Seed of everything that draws a sample.")

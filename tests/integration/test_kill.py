@@ -28,12 +28,18 @@ from tests.painted import features, scenes, segment
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
 
-pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.timeout(900), pytest.mark.slow]
+pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.timeout(900)]
 
 BEFORE_STITCHING = ("planned", "some-shards")
 OF_WORKERS = ("predict", "shard", "link", "part")
 WHILE_STITCHING = tuple(point for point in POINTS if point not in BEFORE_STITCHING + OF_WORKERS)
 GRID = {"tile": 64, "overlap": 24}
+IN_THE_GATE = ("some-shards", "features")
+
+
+def gated(points: tuple[str, ...]) -> list:
+    """Return points as parameters: two of them are enough for every day."""
+    return [point if point in IN_THE_GATE else pytest.param(point, marks=pytest.mark.slow) for point in points]
 
 
 @dataclass
@@ -124,7 +130,7 @@ def check_result(world: World, store: Path) -> None:
     assert set(scenes(store)) == {"large", "a", "b"}
 
 
-@pytest.mark.parametrize("point", BEFORE_STITCHING)
+@pytest.mark.parametrize("point", gated(BEFORE_STITCHING))
 def test_a_run_killed_before_it_stitches(point: str, world: World, tmp_path: Path) -> None:
     store, marker = tmp_path / "store", tmp_path / "hit"
     assert world.start(store, points={point: marker}).outcome() == -9
@@ -134,7 +140,7 @@ def test_a_run_killed_before_it_stitches(point: str, world: World, tmp_path: Pat
     assert 0 < record["counts"]["tiles_predicted"] <= world.num_tiles
 
 
-@pytest.mark.parametrize("point", WHILE_STITCHING)
+@pytest.mark.parametrize("point", gated(WHILE_STITCHING))
 def test_a_run_killed_while_it_stitches_and_commits(point: str, world: World, tmp_path: Path) -> None:
     store, marker = tmp_path / "store", tmp_path / "hit"
     shutil.copytree(world.shards, store / "work")
@@ -155,7 +161,7 @@ def test_a_run_whose_workers_die(world: World, tmp_path: Path) -> None:
     assert len(list((store / "features").glob("*.parquet"))) == len(DeltaTable(store / "features").file_uris())
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_run_killed_at_a_random_moment(seed: int, world: World, tmp_path: Path) -> None:
     store = tmp_path / "store"
     count = random.Random(seed).randint(1, 12)
@@ -165,6 +171,7 @@ def test_a_run_killed_at_a_random_moment(seed: int, world: World, tmp_path: Path
     check_run_again(world, store)
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_no_process(world: World, tmp_path: Path) -> None:
     """A Ray that the run started itself goes with it, and the next run is not disturbed."""
     store = tmp_path / "store"
@@ -191,6 +198,7 @@ def two_nodes() -> Iterator[Cluster]:
         gc.collect()
 
 
+@pytest.mark.slow
 def test_a_run_whose_node_dies(two_nodes: Cluster, world: World, tmp_path: Path) -> None:
     """Its raylet gets SIGKILL: what ran on it runs elsewhere, and what it held is made again."""
     store = tmp_path / "store"

@@ -133,6 +133,7 @@ def test_every_field_is_explained() -> None:
             "max_area",
             "name",
             "notes",
+            "price",
         ):
             assert "default" in field.description or "auto" in field.description or name in ("resolution_um", "memory")
 
