@@ -37,3 +37,4 @@ demo:            ## a real micrograph through the bundled model, results in out/
 
 docs:            ## write the pages that are made from the code
 	uv run python docs/make_reference.py
+	uv run python docs/make_models.py
