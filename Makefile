@@ -37,6 +37,7 @@ demo:            ## a real micrograph through the bundled model, results in out/
 
 docs:            ## write the pages that are made from the code
 	uv run python docs/make_reference.py
+	uv run python docs/make_models.py
 
 infra-check:     ## render every overlay of infra/ and check all manifests, the image, the launcher and the dashboard
 	uv run pytest tests/unit/test_infra.py

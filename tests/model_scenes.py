@@ -14,7 +14,7 @@ def scene(
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """(3, H, W) in 0..1 and its target: discs of the first, squares of the last thing class on two-coloured ground."""
     rng = np.random.default_rng(seed)
-    things = [c.id for c in categories if c.isthing]
+    things = [c.id for c in categories if c.isthing] or [c.id for c in categories]
     stuff = [c.id for c in categories if not c.isthing] or [0]
     rows, cols = np.mgrid[:size, :size]
     upper = rows < size // 2

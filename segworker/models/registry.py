@@ -49,7 +49,19 @@ class ModelEntry:
     "Options of a small variant, for tests and first tries."
 
 
-_PACKAGES = ("cascade", "fasterrcnn", "keypointrcnn", "maskrcnn", "nuclei", "panopticfpn", "solo", "yolact")
+_PACKAGES = (
+    "blendmask",
+    "cascade",
+    "fasterrcnn",
+    "htc",
+    "hydranet",
+    "keypointrcnn",
+    "maskrcnn",
+    "nuclei",
+    "panopticfpn",
+    "solo",
+    "yolact",
+)
 "Folders of `segworker.models` that register something."
 _ENTRIES: dict[str, ModelEntry] = {}
 

@@ -21,7 +21,7 @@ from segworker.errors import ConfigError
 from segworker.geo import grid_scale
 from segworker.io.raster import SceneReader
 from segworker.io.scaling import Range, value_range
-from segworker.masks import boxes_xyxy, clip_runs, labels_from_runs
+from segworker.masks import areas_px, boxes_xyxy, clip_runs, labels_from_runs
 from segworker.train.photometric import Photometric, PhotometricConfig
 from segworker.train.split import TRAIN, Split
 from segworker.train.targets import Target, boxes_of, placed_points, resized, turned
@@ -227,11 +227,14 @@ class WindowSampler:
         stuff = np.array([c.id for c in self.truth.categories if not c.isthing], np.int64)
         here = truth.take(near)
         is_stuff = np.isin(here.class_ids, stuff)
-        things = np.flatnonzero(~here.crowd & ~is_stuff)
-        masks = self._masks(here.runs.take(things), window, size_wh)
-        kept = masks.flatten(1).sum(1) >= self.config.min_area_px
+        clipped = clip_runs(here.runs, window)
+        large = areas_px(clipped) * drawn.zoom**2 >= max(1, self.config.min_area_px)
+        things = np.flatnonzero(~here.crowd & ~is_stuff & large)
+        masks = self._masks(clipped.take(things), window, size_wh)
+        found = boxes_of(masks)
+        kept = (found[:, 2] > found[:, 0]) & (found[:, 3] > found[:, 1])
         target = {
-            "boxes": boxes_of(masks[kept]),
+            "boxes": found[kept],
             "labels": torch.from_numpy(here.class_ids[things].astype(np.int64))[kept],
             "masks": masks[kept],
         }
@@ -243,12 +246,11 @@ class WindowSampler:
         return target
 
     def _masks(self, runs: Runs, window: Window, size_wh: tuple[int, int]) -> Tensor:
-        """Return (N, S, S) uint8 masks of a window."""
-        clipped = clip_runs(runs, window)
+        """Return (N, S, S) uint8 masks of what lies in a window."""
         size = self.config.size_px
         out = torch.zeros((len(runs), size, size), dtype=torch.uint8)
         for i in range(len(runs)):
-            mask = torch.from_numpy(labels_from_runs(clipped.take(np.array([i])), window=window).astype(np.uint8))
+            mask = torch.from_numpy(labels_from_runs(runs.take(np.array([i])), window=window).astype(np.uint8))
             out[i, : size_wh[1], : size_wh[0]] = resized(mask, size_wh)
         return out
 

@@ -12,7 +12,7 @@ from segworker.synthetic.paint import paint_scene, write_raster
 from segworker.synthetic.scenes import make_scene
 from tests.painted import segment
 
-pytestmark = pytest.mark.usefixtures("local_ray")
+pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.slow]
 
 
 def test_a_perfect_run_is_judged_perfect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,10 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from segworker.models.protocol import Model, place, predict_arrays
 from segworker.models.registry import ModelEntry, build_model, list_models
 from segworker.train.loop import set_train_mode
+from segworker.types import Prediction
 from tests.model_scenes import scene
 from tests.parity_kits import box_iou, mask_iou, painted
 
@@ -16,7 +18,12 @@ pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
 SIZE, STEPS = 128, 200
-SAME = {"maskrcnn_resnet50_fpn_v2", "fasterrcnn_resnet50_fpn_v2", "yolact_r101"}
+SAME = {
+    "maskrcnn_resnet50_fpn_v2",
+    "fasterrcnn_resnet50_fpn_v2",
+    "yolact_r101",
+    "blendmask_rt_r50",
+}
 ENTRIES = [pytest.param(entry, id=entry.name) for entry in list_models() if entry.name not in SAME]
 
 
@@ -51,6 +58,9 @@ def measured(model: Model, images: torch.Tensor, targets: list[dict[str, torch.T
     for found, target in zip(
         predict_arrays(place(model, CPU), images.numpy(), valid, device=CPU), targets, strict=True
     ):
+        if found.semantic_scores_CHW is not None and found.masks is None:
+            overlaps += classes_overlap(found, target["semantic"].numpy())
+            continue
         sure = np.flatnonzero(found.scores > 0.3)
         pictures = painted(replace(found, keypoints_NK3=None), (SIZE, SIZE))
         for box, label, mask in zip(target["boxes"].numpy(), target["labels"], target["masks"].numpy(), strict=True):
@@ -64,6 +74,13 @@ def measured(model: Model, images: torch.Tensor, targets: list[dict[str, torch.T
             else:
                 overlaps.append(mask_iou(pictures[near[0]], mask.astype(bool)))
     return overlaps
+
+
+def classes_overlap(found: Prediction, semantic: np.ndarray) -> list[float]:
+    """The IoU of each class of pixels."""
+    scores = torch.from_numpy(found.semantic_scores_CHW.astype(np.float32))[None]
+    best = F.interpolate(scores, semantic.shape, mode="bilinear", align_corners=False)[0].argmax(0).numpy()
+    return [mask_iou(best == k, semantic == number) for k, number in enumerate(found.semantic_class_ids)]
 
 
 @pytest.mark.parametrize("entry", ENTRIES)

@@ -17,7 +17,12 @@ from tests.model_scenes import scene
 CPU = torch.device("cpu")
 SIZE = 96
 ENTRIES = {entry.name: entry for entry in list_models()}
-SAME = {"maskrcnn_resnet50_fpn_v2", "fasterrcnn_resnet50_fpn_v2", "yolact_r101"}
+SAME = {
+    "maskrcnn_resnet50_fpn_v2",
+    "fasterrcnn_resnet50_fpn_v2",
+    "yolact_r101",
+    "blendmask_rt_r50",
+}
 "Of the same code as their neighbours: only in the slow tier."
 
 
@@ -75,10 +80,17 @@ class TestEveryModel:
             assert together[0].keypoints_NK3.shape[1:] == (entry.narrow["num_keypoints"], 3)
 
     def test_runs_on_empty_images_in_bfloat16_and_channels_last(self, entry: ModelEntry, model: Model) -> None:
-        decoded(model, predict(model, np.zeros((1, 3, SIZE, SIZE), np.float32))[0])
-        decoded(model, predict(model, images(entry, model, (3,)), precision="bf16")[0])
+        empty = predict(model, np.zeros((1, 3, SIZE, SIZE), np.float32))[0]
+        pictures = images(entry, model, (3,))
+        want, half = predict(model, pictures)[0], predict(model, pictures, precision="bf16")[0]
         model.to(memory_format=torch.channels_last)
-        decoded(model, predict(model, images(entry, model, (3,)))[0])
+        last = predict(model, pictures)[0]
+        for found in (empty, want, half, last):
+            decoded(model, found)
+            assert np.isfinite(found.boxes_xyxy).all()
+            assert ((found.scores >= 0) & (found.scores <= 1)).all()
+        assert len(last) == len(want)  # the same numbers, laid out in another way
+        np.testing.assert_allclose(np.sort(last.scores), np.sort(want.scores), atol=1e-3)
 
     def test_nothing_is_found_where_nothing_is_valid(self, entry: ModelEntry, model: Model) -> None:
         pictures = images(entry, model, (1,))

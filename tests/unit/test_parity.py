@@ -177,3 +177,20 @@ class TestYolact:
         stored = kit.masks("post_masks_packed", (480, 640))
         agree = [mask_iou(stored[k], picture) > 0.98 for (k, _), picture in zip(pairs, pictures, strict=True)]
         assert np.mean(agree) >= 0.95
+
+
+class TestHydraNet:
+    def test_raw_heads_and_maps(self, shared_data: Path, tmp_path: Path) -> None:
+        kit = load_kit(shared_data, "hydranet_mnv2_lwrf_6c_2t", tmp_path)
+        model = load_model("hydranet_mnv2", weights=kit.file)
+        image = torch.from_numpy(kit.image())[None]
+        with torch.inference_mode():
+            normal = model.normalise(image)
+            raw = model(normal)
+            found = model.predict(image, VALID)[0]
+        close(normal, kit.tensors["input"])
+        close(raw["semantic"][0], kit.tensors["segm"])
+        close(raw["depth"][0], kit.tensors["depth"])
+        close(found.dense["depth"], kit.tensors["depth_abs_full"])
+        classes = F.interpolate(raw["semantic"], (256, 352), mode="bicubic", align_corners=False)[0].argmax(0)
+        assert (classes.numpy() == kit.numpy("segm_argmax_full")).mean() > 0.999

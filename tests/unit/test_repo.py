@@ -50,9 +50,10 @@ def test_commands_are_pinned() -> None:
     assert list(cli.COMMANDS) == COMMANDS
 
 
-def test_the_reference_page_is_up_to_date() -> None:
-    path = ROOT / "docs" / "make_reference.py"
-    spec = importlib.util.spec_from_file_location("make_reference", path)
+@pytest.mark.parametrize("script", ["make_reference", "make_models"])
+def test_made_pages_are_up_to_date(script: str) -> None:
+    path = ROOT / "docs" / f"{script}.py"
+    spec = importlib.util.spec_from_file_location(script, path)
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)

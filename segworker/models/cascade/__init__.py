@@ -2,6 +2,7 @@
 
 from segworker.models.cascade.model import build_cascade
 from segworker.models.cascade.weights import DETECTRON2
+from segworker.models.common.detectron2 import LICENCE, NARROW
 from segworker.models.registry import ModelEntry, register
 
 __all__ = ["build_cascade"]
@@ -13,20 +14,10 @@ register(
         summary="Cascade Mask R-CNN, ResNet-50 FPN, as detectron2's 3x weights want it",
         tasks=("boxes", "instances"),
         num_parameters=71_984_926,
-        licence="code Apache-2.0; official weights CC BY-SA 3.0 (detectron2)",
+        licence=LICENCE,
         official="model_final_480dd8.pkl",
         published="box AP 44.3, mask AP 38.5 (COCO val, detectron2's model zoo)",
         layouts=(DETECTRON2,),
-        narrow={
-            "backbone": "resnet18",
-            "norm": "group",
-            "fpn_channels": 64,
-            "box_units": 128,
-            "num_classes": 2,
-            "anchor_px": 16,
-            "proposals": 100,
-            "detections": 10,
-            "samples": 64,
-        },
+        narrow=NARROW,
     )
 )

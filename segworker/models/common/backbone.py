@@ -10,13 +10,15 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torchvision.models import resnet
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool
 
 from segworker.errors import ConfigError
+from segworker.models.common.init import set_bias
 
 Norm = Literal["frozen", "batch", "group"]
 _NORMS: dict[str, Callable[..., nn.Module]] = {
@@ -24,6 +26,25 @@ _NORMS: dict[str, Callable[..., nn.Module]] = {
     "batch": nn.BatchNorm2d,
     "group": partial(nn.GroupNorm, 16),
 }
+
+
+class LevelsP6P7(ExtraFPNBlock):
+    """Levels of twice the stride from the coarsest one by strided convolutions, with ReLU between them."""
+
+    def __init__(self, channels: int, count: int = 2) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, 2, 1) for _ in range(count))
+        for conv in self.convs:
+            set_bias(conv)
+
+    def forward(self, results: list[Tensor], x: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:  # noqa: ARG002
+        """Append 'p6', 'p7' and so on."""
+        for k, conv in enumerate(self.convs):
+            results.append(conv(F.relu(results[-1]) if k else results[-1]))
+            names.append(f"p{6 + k}")
+        return results, names
+
+
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101")
 
 
@@ -63,6 +84,7 @@ def resnet_fpn(
     norm: str = "batch",
     stride_in_1x1: bool = False,
     extra: ExtraFPNBlock | None = None,
+    stages: Sequence[int] = (1, 2, 3, 4),
 ) -> nn.Module:
     """Return a ResNet with a pyramid of levels '0' to '3' (strides 4 to 32) and 'pool' (stride 64, by subsampling).
 
@@ -74,8 +96,8 @@ def resnet_fpn(
         norm: of the ResNet.
         stride_in_1x1: of the ResNet.
         extra: instead of the level 'pool'.
+        stages: those with a level, which is named by its place among them.
     """
-    stages = (1, 2, 3, 4)
     body = build_resnet(name, norm=norm, stride_in_1x1=stride_in_1x1)
     layers = {f"layer{stage}": str(level) for level, stage in enumerate(stages)}
     pyramid: nn.Module = BackboneWithFPN(

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from segworker.errors import ConfigError
-from segworker.models.common.coco import NUM_COCO
+from segworker.models.common.backbone import resnet_fpn
+from segworker.models.common.coco import COCO_THINGS, NUM_COCO, name_classes
 from segworker.models.common.input import CAFFE_BYTES
-from segworker.models.common.roi_heads import RoIConfig
-from segworker.models.common.rpn import RPNConfig
+from segworker.models.common.roi_heads import RoIConfig, RoIHeads
+from segworker.models.common.rpn import RPNConfig, build_rpn
+from segworker.models.common.two_stage import TwoStage
 from segworker.types import InputSpec
 
 SPEC = InputSpec(num_bands=3, scaling="unit", stride=32, cut_trust_px=16, tile_px=1024, overlap_px=256)
 RULE = CAFFE_BYTES
 "Short side 800, longer side at most 1,333, BGR bytes, padded to multiples of 32."
+LICENCE = "code Apache-2.0; official weights CC BY-SA 3.0 (detectron2)"
+NARROW: Mapping[str, object] = {
+    "backbone": "resnet18",
+    "norm": "group",
+    "fpn_channels": 64,
+    "box_units": 128,
+    "num_classes": 2,
+    "anchor_px": 16,
+    "proposals": 100,
+    "detections": 10,
+    "samples": 64,
+}
+"A small variant."
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,3 +87,22 @@ class Detectron2Config:
             score_threshold=self.score_threshold,
             detections=self.detections,
         )
+
+
+def build_two_stage(config: Detectron2Config, *, ious: tuple[float, ...] = (0.5,), one_box: bool = False) -> TwoStage:
+    """Return Mask R-CNN, or a cascade of several box stages, with random weights.
+
+    Args:
+        config: sizes and options.
+        ious: for each box stage, from which overlap on a box counts as on an object.
+        one_box: one box for all classes instead of one for each.
+    """
+    return TwoStage(
+        resnet_fpn(config.backbone, channels=config.fpn_channels, norm=config.norm, stride_in_1x1=True),
+        build_rpn(config.rpn),
+        RoIHeads(config.roi(ious=ious, one_box=one_box)),
+        categories=name_classes(config.num_classes, config.class_names, default=COCO_THINGS),
+        labels=range(config.num_classes),
+        spec=SPEC,
+        rule=RULE,
+    )

@@ -54,16 +54,27 @@ def shift(by: int, prefix: str, suffix: str = "") -> Callable[[re.Match[str]], s
     return lambda match: f"{prefix}{int(match[1]) + by}{suffix}{''.join(match.groups()[1:])}"
 
 
-DETECTRON2_BACKBONE: tuple[Rename, ...] = (
+DETECTRON2_RESNET: tuple[Rename, ...] = (
     (r"^backbone\.bottom_up\.stem\.conv1\.norm\.", "backbone.body.bn1."),
     (r"^backbone\.bottom_up\.stem\.conv1\.", "backbone.body.conv1."),
     (r"^backbone\.bottom_up\.res(\d)(\.\d+)", shift(-1, "backbone.body.layer")),
     (r"^(backbone\.body\.layer.*)\.conv(\d)\.norm\.", r"\1.bn\2."),
     (r"^(backbone\.body\.layer.*)\.shortcut\.norm\.", r"\1.downsample.1."),
     (r"^(backbone\.body\.layer.*)\.shortcut\.", r"\1.downsample.0."),
-    (r"^backbone\.fpn_lateral(\d)", shift(-2, "backbone.fpn.inner_blocks.", ".0")),
-    (r"^backbone\.fpn_output(\d)", shift(-2, "backbone.fpn.layer_blocks.", ".0")),
 )
+"detectron2's ResNet."
+
+
+def detectron2_pyramid(finest: int) -> tuple[Rename, ...]:
+    """Return the renames of detectron2's pyramid whose finest level has stride 2^finest."""
+    return (
+        (r"^backbone\.fpn_lateral(\d)", shift(-finest, "backbone.fpn.inner_blocks.", ".0")),
+        (r"^backbone\.fpn_output(\d)", shift(-finest, "backbone.fpn.layer_blocks.", ".0")),
+        (r"^backbone\.top_block\.p(\d)", shift(-6, "backbone.fpn.extra_blocks.convs.")),
+    )
+
+
+DETECTRON2_BACKBONE: tuple[Rename, ...] = (*DETECTRON2_RESNET, *detectron2_pyramid(2))
 "detectron2's ResNet with a pyramid."
 DETECTRON2_HEADS: tuple[Rename, ...] = (
     (r"^proposal_generator\.rpn_head\.conv\.", "rpn.head.conv.0.0."),

@@ -6,7 +6,7 @@ with ordinary batch norms of eps 1e-5. Labels are the 91 raw COCO ids (backgroun
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,11 +17,23 @@ from torchvision.ops import FrozenBatchNorm2d
 from segworker.errors import ConfigError
 from segworker.models.common.coco import COCO_THINGS, name_classes
 from segworker.models.common.input import IMAGENET_UNIT
+from segworker.models.common.options import parse_options
 from segworker.models.common.two_stage import TwoStage
 from segworker.types import Category, InputSpec
 
 SPEC = InputSpec(num_bands=3, scaling="unit", stride=32, cut_trust_px=16, tile_px=1024, overlap_px=256)
 NUM_COCO_LABELS = 91
+LICENCE = "code and official weights BSD-3-Clause (torchvision)"
+NARROW_V1: Mapping[str, object] = {
+    "backbone": "resnet18",
+    "frozen_norm": False,
+    "num_classes": 3,
+    "proposals": 100,
+    "detections": 10,
+    "samples": 64,
+}
+NARROW_V2: Mapping[str, object] = {"num_classes": 3, "proposals": 50, "detections": 5, "samples": 32}
+"Small variants."
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +91,6 @@ def v1_backbone(options: TorchvisionOptions) -> nn.Module:
     return backbone
 
 
-def v2_network(build: Callable[..., nn.Module], options: TorchvisionOptions) -> nn.Module:
-    """Return one of torchvision's v2 networks with random weights."""
-    return build(weights=None, weights_backbone=None, num_classes=options.num_classes, **options.settings)
-
-
 def wrap(network: nn.Module, categories: Sequence[Category]) -> TwoStage:
     """Return torchvision's network behind the model contract."""
     return TwoStage(
@@ -101,3 +108,26 @@ def categories_of(options: TorchvisionOptions) -> tuple[Category, ...]:
     if options.num_classes == NUM_COCO_LABELS and not options.class_names:
         return COCO_THINGS
     return name_classes(options.num_classes - 1, options.class_names, default=())
+
+
+def build_v1(detector: Callable[..., nn.Module], **options: object) -> TwoStage:
+    """Return torchvision's first network of a kind with random weights.
+
+    Args:
+        detector: `FasterRCNN` or `MaskRCNN`.
+        options: fields of `TorchvisionOptions`.
+    """
+    chosen = parse_options(TorchvisionOptions, options)
+    return wrap(detector(v1_backbone(chosen), chosen.num_classes, **chosen.settings), categories_of(chosen))
+
+
+def build_v2(builder: Callable[..., nn.Module], **options: object) -> TwoStage:
+    """Return torchvision's improved network of a kind with random weights.
+
+    Args:
+        builder: `fasterrcnn_resnet50_fpn_v2` or `maskrcnn_resnet50_fpn_v2`.
+        options: fields of `TorchvisionOptions`.
+    """
+    chosen = parse_options(TorchvisionOptions, options)
+    network = builder(weights=None, weights_backbone=None, num_classes=chosen.num_classes, **chosen.settings)
+    return wrap(network, categories_of(chosen))

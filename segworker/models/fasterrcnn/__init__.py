@@ -1,5 +1,6 @@
 """torchvision's Faster R-CNN with a ResNet-50 pyramid, v1 and v2."""
 
+from segworker.models.common.torchvision_nets import LICENCE, NARROW_V1, NARROW_V2
 from segworker.models.fasterrcnn.model import build_v1, build_v2
 from segworker.models.registry import ModelEntry, register
 
@@ -12,17 +13,10 @@ register(
         summary="Faster R-CNN (boxes), ResNet-50 FPN, as torchvision's COCO_V1 weights want it",
         tasks=("boxes",),
         num_parameters=41_755_286,
-        licence="code and official weights BSD-3-Clause (torchvision)",
+        licence=LICENCE,
         official="fasterrcnn_resnet50_fpn_coco-258fb6c6.pth",
         published="box AP 37.0 (COCO val, torchvision)",
-        narrow={
-            "backbone": "resnet18",
-            "frozen_norm": False,
-            "num_classes": 3,
-            "proposals": 100,
-            "detections": 10,
-            "samples": 64,
-        },
+        narrow=NARROW_V1,
     )
 )
 register(
@@ -32,9 +26,9 @@ register(
         summary="Faster R-CNN (boxes), ResNet-50 FPN with torchvision's improved heads and recipe (COCO_V1 of v2)",
         tasks=("boxes",),
         num_parameters=43_712_278,
-        licence="code and official weights BSD-3-Clause (torchvision)",
+        licence=LICENCE,
         official="fasterrcnn_resnet50_fpn_v2_coco-dd69338a.pth",
         published="box AP 46.7 (COCO val, torchvision)",
-        narrow={"num_classes": 3, "proposals": 50, "detections": 5, "samples": 32},
+        narrow=NARROW_V2,
     )
 )

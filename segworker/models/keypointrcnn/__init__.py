@@ -1,5 +1,6 @@
 """torchvision's Keypoint R-CNN with a ResNet-50 pyramid."""
 
+from segworker.models.common.torchvision_nets import LICENCE
 from segworker.models.keypointrcnn.model import build_keypoint_rcnn
 from segworker.models.registry import ModelEntry, register
 
@@ -12,7 +13,7 @@ register(
         summary="Keypoint R-CNN (people and 17 keypoints), ResNet-50 FPN, as torchvision's COCO_V1 weights want it",
         tasks=("boxes", "keypoints"),
         num_parameters=59_137_258,
-        licence="code and official weights BSD-3-Clause (torchvision)",
+        licence=LICENCE,
         official="keypointrcnn_resnet50_fpn_coco-fc266e95.pth",
         published="box AP 54.6, keypoint AP 65.0 (COCO val, torchvision)",
         narrow={

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
+from segworker.models.common.dense_model import Target
 from segworker.models.solo.config import (
     CENTRE,
     DICE_WEIGHT,
@@ -21,8 +22,6 @@ from segworker.models.solo.config import (
     SCALE_RANGES_PX,
     SoloConfig,
 )
-
-Target = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
+from segworker.models.common.dense_model import Target
 from segworker.models.yolact.config import (
     BOX_WEIGHT,
     CLASS_WEIGHT,
@@ -24,8 +25,6 @@ from segworker.models.yolact.config import (
     SEMANTIC_WEIGHT,
 )
 from segworker.models.yolact.decode import CODER, assemble
-
-Target = Mapping[str, Tensor]
 
 
 def yolact_losses(raw: Mapping[str, Tensor], targets: Sequence[Target]) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ B tiles, N priors, C classes, K prototypes, H and W pixels, h and w cells of the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,21 +14,22 @@ from torchvision.models._utils import IntermediateLayerGetter
 
 from segworker.models.common.backbone import build_resnet, out_channels
 from segworker.models.common.coco import COCO_THINGS, name_classes
+from segworker.models.common.dense_model import DenseModel, Target
 from segworker.models.common.init import set_bias
 from segworker.models.common.options import parse_options
 from segworker.models.yolact.config import RULE, SPEC, YolactConfig
 from segworker.models.yolact.decode import to_prediction
-from segworker.models.yolact.loss import Target, yolact_losses
+from segworker.models.yolact.loss import yolact_losses
 from segworker.types import Prediction
 
 
-class Yolact(nn.Module):
+class Yolact(DenseModel):
     """The contract of `segworker.models.protocol.Model`, and trainable."""
 
     def __init__(self, config: YolactConfig) -> None:
-        super().__init__()
-        self.config, self.spec, self.rule = config, SPEC, RULE
-        self.categories = name_classes(config.num_classes, config.class_names, default=COCO_THINGS)
+        named = name_classes(config.num_classes, config.class_names, default=COCO_THINGS)
+        super().__init__(categories=named, spec=SPEC, rule=RULE)
+        self.config = config
         stages, width = (2, 3, 4), config.channels
         body = build_resnet(config.backbone, norm=config.norm)
         self.body = IntermediateLayerGetter(body, {f"layer{stage}": str(stage) for stage in stages})
@@ -47,10 +48,6 @@ class Yolact(nn.Module):
             if isinstance(layer, nn.Conv2d) and not name.startswith("body."):
                 nn.init.xavier_uniform_(layer.weight)
                 set_bias(layer)
-
-    def normalise(self, images_BCHW: Tensor) -> Tensor:
-        """Return the images as the network was trained to see them."""
-        return self.rule.normalise(images_BCHW)
 
     def forward(self, images_BCHW: Tensor) -> dict[str, Tensor]:
         """Return the raw heads on normalised images.
@@ -114,37 +111,13 @@ class Yolact(nn.Module):
             priors.append(torch.cat([middle - halves, middle + halves], dim=2).reshape(-1, 4))
         return torch.cat(priors)
 
-    def loss(self, images_BCHW: Tensor, targets: Sequence[Target]) -> dict[str, Tensor]:
-        """Return the named losses of a batch; their sum is what is minimised.
+    def losses(self, raw: Mapping[str, Tensor], targets: Sequence[Target]) -> dict[str, Tensor]:
+        """Return the four losses of a batch, see `yolact_losses`."""
+        return yolact_losses(raw, targets)
 
-        Args:
-            images_BCHW: in 0..1.
-            targets: one for each image: `boxes` (N, 4) float xyxy pixels, `labels` (N,) int64 category ids, `masks`
-                (N, H, W) uint8. N may be 0.
-        """
-        raw = {name: values.float() for name, values in self(self.normalise(images_BCHW)).items()}
-        ids = [category.id for category in self.categories]
-        labels = [torch.tensor([ids.index(k) for k in t["labels"].tolist()], dtype=torch.int64) for t in targets]
-        placed = [
-            {**target, "labels": label.to(images_BCHW.device)} for target, label in zip(targets, labels, strict=True)
-        ]
-        with torch.autocast(images_BCHW.device.type, enabled=False):
-            return yolact_losses(raw, placed)
-
-    @torch.inference_mode()
-    def predict(self, images_BCHW: Tensor, valid_BHW: Tensor) -> list[Prediction]:
-        """Return what is seen in each tile; a tile's result does not depend on its batch mates.
-
-        Args:
-            images_BCHW: float32 on the model's device, in 0..1.
-            valid_BHW: bool; invalid pixels are shown to the network as its mean colour.
-        """
-        normal = self.normalise(images_BCHW).masked_fill(~valid_BHW[:, None], 0.0)
-        raw = {name: values.float() for name, values in self(normal).items()}
-        with torch.autocast(normal.device.type, enabled=False):
-            return [
-                to_prediction(raw, k, valid_HW, self.config, self.categories) for k, valid_HW in enumerate(valid_BHW)
-            ]
+    def prediction(self, raw: Mapping[str, Tensor], k: int, valid_HW: Tensor) -> Prediction:
+        """Return what is seen in the k-th tile of a batch."""
+        return to_prediction(raw, k, valid_HW, self.config, self.categories)
 
 
 def build_yolact(backbone: str = "resnet50", **options: object) -> Yolact:
