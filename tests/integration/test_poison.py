@@ -233,7 +233,6 @@ def seen_elsewhere(scene: TruthScene) -> list[float]:
     return [float(sizes[label]) for label in range(1, len(sizes)) if label not in unseen]
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_what_was_given_up_is_tried_again_and_nothing_else(poisoned_run) -> None:
     """The model is mended, a file is replaced: the missing tiles alone are predicted, the seams around them mended."""
