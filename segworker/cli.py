@@ -5,7 +5,6 @@ Nothing heavy is imported before it is needed, so that help and errors come at o
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import os
 import sys
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING
 from segworker import cli_evaluate, cli_nightly, cli_query, cli_train, cli_upkeep
 from segworker.cli_common import refuse_lost_output, run_and_store, start_logging, table
 from segworker.config import AFTER_TILES, RETRIED, JobConfig
-from segworker.config_flags import Parser, parse, parse_changes
+from segworker.config_flags import Parser, command_parser, parse, parse_changes
 from segworker.config_load import CONFIG_VARIABLE, load, to_yaml, unknown
 from segworker.errors import ConfigError, ExitCode, SegworkerError
 from segworker.io.failures import redact_text
@@ -185,15 +184,7 @@ def _retry_command(argv: Sequence[str]) -> int:
 
 def _parser_of_run(name: str, description: str, epilog: str, flags: str) -> Parser:
     """Return the parser of a command that goes on from a run."""
-    parser = Parser(
-        prog=f"segworker {name}",
-        description=description,
-        epilog=epilog,
-        usage=f"segworker {name} RUN [STORE] {flags}",
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=110),
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-    )
+    parser = command_parser(name, description=description, epilog=epilog, usage=f"RUN [STORE] {flags}", sparse=True)
     parser.add_argument("run", metavar="RUN", help="A run id, STORE/runs/ID, or latest.")
     parser.add_argument("store", metavar="STORE", nargs="?", help=f"The store. [{JobConfig().output.output}]")
     return parser

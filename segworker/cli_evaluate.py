@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from segworker.cli_common import run_and_store
-from segworker.config_flags import Parser
+from segworker.config_flags import Parser, command_parser
 from segworker.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:
@@ -53,14 +53,8 @@ def evaluate_command(argv: Sequence[str]) -> int:
 
 def parser() -> Parser:
     """Return the command's parser."""
-    made = Parser(
-        prog="segworker evaluate",
-        description=HELP,
-        epilog=EXAMPLES,
-        usage="segworker evaluate RUN [STORE] --truth FILE [flags]",
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=110),
-        allow_abbrev=False,
-    )
+    usage = "RUN [STORE] --truth FILE [flags]"
+    made = command_parser("evaluate", description=HELP, epilog=EXAMPLES, usage=usage)
     made.add_argument("run", metavar="RUN", help="A run id, STORE/runs/ID, or latest.")
     made.add_argument("store", metavar="STORE", nargs="?", help="Folder or s3:// prefix of the store.")
     made.add_argument("--truth", metavar="FILE", nargs="+", required=True, help=_TRUTH)

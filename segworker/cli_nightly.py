@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segworker.cli_common import refuse_lost_output, start_logging, table
-from segworker.config_flags import Parser, make_parser, parse_with
+from segworker.config_flags import Parser, command_parser, make_parser, parse_with
 from segworker.config_values import format_duration, parse_duration
 from segworker.errors import ConfigError, ExitCode, LockedError
 
@@ -98,13 +98,7 @@ def _add_night(parser: Parser) -> None:
 
 def diff_command(argv: Sequence[str]) -> int:
     """Say what changed between two versions of a store, by class and scene."""
-    parser = Parser(
-        prog="segworker diff",
-        description=diff_command.__doc__,
-        epilog=DIFF_EPILOG,
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=110),
-        allow_abbrev=False,
-    )
+    parser = command_parser("diff", description=diff_command.__doc__, epilog=DIFF_EPILOG)
     parser.add_argument("store", metavar="STORE", help="Folder or s3://bucket/prefix of a store.")
     parser.add_argument("--from", dest="start", metavar="V", help="Older version; default: the one before --to.")
     parser.add_argument("--to", dest="stop", metavar="V", help="Newer version; default: the newest.")

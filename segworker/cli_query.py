@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from segworker.config_flags import Parser
+from segworker.config_flags import Parser, command_parser
 from segworker.config_load import unknown
 from segworker.errors import ConfigError, ExitCode
 
@@ -87,13 +87,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"query": query_command, "
 
 
 def _parser(name: str, command: Callable[[Sequence[str]], int], epilog: str) -> Parser:
-    parser = Parser(
-        prog=f"segworker {name}",
-        description=command.__doc__,
-        epilog=epilog,
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=110),
-        allow_abbrev=False,
-    )
+    parser = command_parser(name, description=command.__doc__, epilog=epilog)
     parser.add_argument("store", metavar="STORE", help="Folder or s3://bucket/prefix of a store.")
     return parser
 

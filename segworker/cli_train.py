@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from segworker.cli_common import refuse_lost_output
 from segworker.cli_evaluate import add_truth_flags, names_in, truth_options
-from segworker.config_flags import Parser
+from segworker.config_flags import Parser, command_parser
 from segworker.config_values import ValueRange
 from segworker.errors import ConfigError, ExitCode
 
@@ -130,14 +130,8 @@ def make_plan(arguments: argparse.Namespace) -> FitPlan:
 
 def parser() -> Parser:
     """Return the command's parser."""
-    made = Parser(
-        prog="segworker train",
-        description=HELP,
-        epilog=EXAMPLES,
-        usage="segworker train SCENE ... --truth FILE --model NAME --output URI [flags]",
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=110),
-        allow_abbrev=False,
-    )
+    usage = "SCENE ... --truth FILE --model NAME --output URI [flags]"
+    made = command_parser("train", description=HELP, epilog=EXAMPLES, usage=usage)
     made.add_argument("scenes", metavar="SCENE", nargs="+", help="Files, folders, globs, s3:// uris or manifests.")
     made.add_argument("--truth", metavar="FILE", nargs="+", required=True, help="Annotations of the scenes.")
     made.add_argument("--model", metavar="NAME", required=True, help="Registered name or package.module:factory.")

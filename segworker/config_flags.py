@@ -73,6 +73,21 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message}; `{self.prog} --help` lists the flags")
 
 
+def command_parser(
+    name: str, *, description: str | None, epilog: str, usage: str | None = None, sparse: bool = False
+) -> Parser:
+    """Return the parser of one command, to which its arguments are added; `sparse`: flags not given are left out."""
+    return Parser(
+        prog=f"segworker {name}",
+        description=description,
+        epilog=epilog,
+        usage=None if usage is None else f"segworker {name} {usage}",
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=110),
+        argument_default=argparse.SUPPRESS if sparse else None,
+        allow_abbrev=False,
+    )
+
+
 def parse(argv: Sequence[str], *, prog: str, description: str, epilog: str = "") -> Command:
     """Return what the arguments behind `segworker run` ask for, environment and job file included.
 

@@ -64,6 +64,21 @@ def _crossings(
     xy, ring = shapely.get_coordinates(rings, return_index=True)
     joined = ring[1:] == ring[:-1]
     starts, ends, edge_ring = xy[:-1][joined], xy[1:][joined], ring[:-1][joined]
+    edge, row, col = crossings_of_edges(starts, ends, width=width, height=height)
+    return part_owner[ring_part[edge_ring[edge]]].astype(np.int64), row, col
+
+
+def crossings_of_edges(
+    starts: NDArray[np.float64], ends: NDArray[np.float64], *, width: int, height: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return (edge, row, first column right of the crossing) for each edge and row whose centre it crosses.
+
+    Args:
+        starts: (E, 2) x, y in pixels.
+        ends: (E, 2) likewise. With x and y exchanged in both, columns are crossed instead.
+        width: columns are clipped to 0..width.
+        height: rows outside of 0..height - 1 are not crossed.
+    """
     down = starts[:, 1] > ends[:, 1]
     upper, lower = np.where(down[:, None], ends, starts), np.where(down[:, None], starts, ends)
     first = np.clip(np.ceil(upper[:, 1] - 0.5), 0, height).astype(np.int64)
@@ -75,4 +90,4 @@ def _crossings(
     slope = (lower[:, 0] - upper[:, 0]) / rise
     x = upper[edge, 0] + (row + 0.5 - upper[edge, 1]) * slope[edge]
     col = np.clip(np.ceil(x - 0.5), 0, width).astype(np.int64)
-    return part_owner[ring_part[edge_ring[edge]]].astype(np.int64), row.astype(np.int64), col
+    return edge, row.astype(np.int64), col

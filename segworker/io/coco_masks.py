@@ -14,6 +14,8 @@ import shapely
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from segworker.rasterise import crossings_of_edges
+
 Segmentation: TypeAlias = list[list[float]] | dict[str, Any]
 
 
@@ -78,19 +80,8 @@ def _toggles(geometry: shapely.Geometry, height: int, width: int) -> NDArray[np.
     A crossing below the image's last row is the next column's first place: two of them cancel, as they must.
     """
     starts, ends = _edges(geometry)
-    flip = starts[:, 0] > ends[:, 0]
-    left, right = np.where(flip[:, None], ends, starts), np.where(flip[:, None], starts, ends)
-    first = np.clip(np.ceil(left[:, 0] - 0.5), 0, width).astype(np.int64)
-    last = np.clip(np.ceil(right[:, 0] - 0.5), 0, width).astype(np.int64)
-    counts = last - first
-    edge = np.repeat(np.arange(len(counts)), counts)
-    column = np.arange(len(edge)) - np.repeat(np.cumsum(counts) - counts - first, counts)
-    run = np.where(counts > 0, right[:, 0] - left[:, 0], 1.0)
-    slope = (right[:, 1] - left[:, 1]) / run
-    crossing = left[edge, 1] + (column + 0.5 - left[edge, 0]) * slope[edge]
-    row = np.clip(np.ceil(crossing - 0.5), 0, height).astype(np.int64)
-    toggles: NDArray[np.int64] = column * height + row
-    return toggles
+    _, column, row = crossings_of_edges(starts[:, ::-1], ends[:, ::-1], width=height, height=width)
+    return column * height + row
 
 
 def _edges(geometry: shapely.Geometry) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

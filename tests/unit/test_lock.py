@@ -79,8 +79,9 @@ def test_a_holder_here_that_died_loses_it_at_once(storage: Storage) -> None:
     place, _ = lock_module.this_process() or ("", "")
     told = json.loads(storage.read(path)) | {"place": place, "process": "999999999 1"}
     storage.write(path, json.dumps(told).encode())
-    with locked(storage, "nightly", "me"):
-        pass
+    with locked(storage, "nightly", "me") as lock:
+        assert lock.number == 1
+        assert lock.is_held()
 
 
 def test_who_stood_still_notices(storage: Storage) -> None:
@@ -91,5 +92,6 @@ def test_who_stood_still_notices(storage: Storage) -> None:
 
 def test_released_elsewhere_is_free(storage: Storage) -> None:
     hold_elsewhere(storage, released=True)
-    with locked(storage, "nightly", "me"):
-        pass
+    with locked(storage, "nightly", "me") as lock:
+        assert lock.number == 1
+        assert lock.is_held()

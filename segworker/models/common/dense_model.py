@@ -5,6 +5,7 @@ B tiles, N objects, H and W pixels.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -16,13 +17,14 @@ from segworker.types import Category, InputSpec, Prediction
 Target = Mapping[str, Tensor]
 
 
-class DenseModel(nn.Module):
+class DenseModel(nn.Module, ABC):
     """The contract of `segworker.models.protocol.Model`, and trainable; models add `forward` and two methods."""
 
     def __init__(self, *, categories: Sequence[Category], spec: InputSpec, rule: InputRule) -> None:
         super().__init__()
         self.categories, self.spec, self.rule = tuple(categories), spec, rule
 
+    @abstractmethod
     def losses(self, raw: Mapping[str, Tensor], targets: Sequence[Target]) -> dict[str, Tensor]:
         """Return the named losses of a batch.
 
@@ -30,8 +32,8 @@ class DenseModel(nn.Module):
             raw: what `forward` returns, in float32.
             targets: as `loss` has them, with `labels` from 0.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def prediction(self, raw: Mapping[str, Tensor], k: int, valid_HW: Tensor) -> Prediction:
         """Return what is seen in the k-th tile of a batch.
 
@@ -40,7 +42,6 @@ class DenseModel(nn.Module):
             k: which tile.
             valid_HW: bool.
         """
-        raise NotImplementedError
 
     def normalise(self, images_BCHW: Tensor) -> Tensor:
         """Return the images as the network was trained to see them."""
