@@ -42,7 +42,7 @@ Progress = Annotated[
 
 
 AFTER_TILES = (
-    *("min_score", "class_min_score", "classes", "min_area", "max_area", "min_iou", "simplify"),
+    *("min_score", "class_min_score", "classes", "min_area", "max_area", "min_stuff", "min_iou", "simplify"),
     *("coco", "overview", "partial_ok", "name", "notes"),
     *("address", "cpus", "max_failed_tiles", "progress", "log_level"),
 )
@@ -194,6 +194,12 @@ class Stitch(Section):
         default=None, description="Smallest whole object, in 12px, 3.5m2 or 80um2; a plain number is pixels."
     )
     max_area: AreaValue | None = Field(default=None, description="Largest whole object, in the same units.")
+    min_stuff: float = Field(
+        default=64.0,
+        ge=0,
+        description="Regions of stuff (land cover, tissue) with fewer pixels than this go to the neighbour with the "
+        "longest common border; 0 keeps all.",
+    )
     min_iou: Annotated[float, Field(gt=0, le=1)] = Field(
         default=0.25,
         description="IoU from which two tiles' masks in the strip both saw are one object: less where the smaller one "

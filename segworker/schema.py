@@ -43,7 +43,8 @@ FEATURES = pa.schema(
         _field("class_id", pa.int32()),
         _field("class_name", pa.string()),
         _field("is_thing", pa.bool_()),
-        _field("segment_id", pa.int64()),  # shared by the pieces of one clipped stuff region; else the feature_id
+        _field("segment_id", pa.int64()),  # pieces of one stuff region: a number from the top of the scene's ids, which
+        # no feature has; else the feature_id
         _field("score", pa.float32()),
         _field("area_px", pa.float64()),  # scene pixels; whole numbers where the model saw the scene at its own scale
         _field("area_m2", pa.float64(), nullable=True),  # null without a CRS

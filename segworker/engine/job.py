@@ -31,7 +31,7 @@ from segworker.stitch import StitchOptions
 from segworker.types import Category, InputSpec, Scene
 
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
-SHARD_FORMAT = 1
+SHARD_FORMAT = 2
 "Raised when shards of older code must not be used any more."
 BATCH_PX = 2 * 1024 * 1024
 "Pixels of one call of the model, about."
@@ -54,6 +54,11 @@ class ModelFacts:
         """All ids a prediction may hold."""
         return frozenset(c.id for c in self.categories)
 
+    @property
+    def has_stuff(self) -> bool:
+        """Whether pixels have classes beside objects."""
+        return not all(c.isthing for c in self.categories)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Common:
@@ -72,6 +77,8 @@ class Common:
     options: StitchOptions
     min_area: Area | None
     max_area: Area | None
+    min_stuff: float
+    "Scene pixels: smaller regions of stuff go to their neighbours."
     simplify_px: float
     aoi: Aoi | None
     table_crs: TableCrs
@@ -292,16 +299,8 @@ def make_common(
 ) -> Common:
     """Return what all tasks of a run share."""
     options = _stitch_options(config, model)
-    stitch_key = digest(
-        [
-            tile_key,
-            repr(options),
-            str(config.stitch.min_area),
-            str(config.stitch.max_area),
-            config.stitch.simplify,
-            table_crs.wkt,
-        ]
-    )
+    told = [tile_key, repr(options), str(config.stitch.min_area), str(config.stitch.max_area)]
+    stitch_key = digest([*told, config.stitch.min_stuff, config.stitch.simplify, table_crs.wkt])
     return Common(
         store_uri=open_storage(config.output.output).uri,  # absolute: workers may have another working directory
         run_id=run_id,
@@ -315,6 +314,7 @@ def make_common(
         options=options,
         min_area=config.stitch.min_area,
         max_area=config.stitch.max_area,
+        min_stuff=config.stitch.min_stuff if model.has_stuff else 0.0,
         simplify_px=config.stitch.simplify,
         aoi=aoi,
         table_crs=table_crs,
@@ -329,6 +329,12 @@ def digest(told: object) -> str:
 
 
 def _stitch_options(config: JobConfig, model: ModelFacts) -> StitchOptions:
+    for name, area in (("min-area", config.stitch.min_area), ("max-area", config.stitch.max_area)):
+        if model.has_stuff and area is not None and area.unit != "px":
+            raise ConfigError(
+                f"{name} is in pixels for a model with stuff, which takes the pixels of objects that are dropped, got "
+                f"{area}; give it in px"
+            )
     by_name = {c.name: c.id for c in model.categories}
     named = [*(config.stitch.classes or ()), *config.stitch.class_min_score]
     unknown = sorted(set(named) - set(by_name))
@@ -340,7 +346,7 @@ def _stitch_options(config: JobConfig, model: ModelFacts) -> StitchOptions:
     least = config.stitch.min_score
     return StitchOptions(
         rule=SeamRule(cut_trust_px=model.spec.cut_trust_px, min_iou=config.stitch.min_iou),
-        exclusive=model.spec.exclusive,
+        exclusive=model.spec.exclusive or model.has_stuff,
         min_score=model.spec.min_score if least is None else least,
         class_min_score=tuple(sorted((by_name[n], s) for n, s in config.stitch.class_min_score.items())),
         class_ids=tuple(sorted(by_name[n] for n in config.stitch.classes)) if config.stitch.classes else None,

@@ -18,10 +18,14 @@ from segworker.blocks import Block, TileRange
 from segworker.engine.calls import in_order
 from segworker.engine.job import BlockTask, Common, Job, with_grid_limits
 from segworker.engine.outlines import BlockOutlines, simplify_blocks
+from segworker.engine.rasters import segment_table, write_large_rasters, write_scene_rasters
+from segworker.engine.stuff import Cut, add_stuff, read_block_stuff, stitch_stuff
 from segworker.engine.writing import GroupResult, finish, write_group
 from segworker.grid import Grid
 from segworker.io.shards import read_shard, shard_path
 from segworker.killpoints import reached
+from segworker.masks import I64
+from segworker.panoptic.pieces import Segments
 from segworker.stitch import (
     BlockLinks,
     BlockRank,
@@ -48,6 +52,8 @@ SMALL_BYTES = 1_000_000
 "Shard bytes of the scenes that share a task and a part, about as large: all are written anew when one changes."
 WHOLE_BYTES = 8_000_000
 "Shard bytes of a scene of several blocks that one task stitches."
+WHOLE_PX = 2**25
+"Pixels of such a scene, where the model has stuff."
 
 
 @dataclass(slots=True)
@@ -128,9 +134,15 @@ def _units(job: Job, shard_bytes: Mapping[int, int]) -> tuple[list[list[Block]],
             scenes.setdefault(block.ranges[0].scene_id, []).append(block)
     large: list[list[Block]] = []
     for blocks in scenes.values():
-        fits = sum(shard_bytes[b.number] for b in blocks) <= WHOLE_BYTES
+        fits = sum(shard_bytes[b.number] for b in blocks) <= WHOLE_BYTES and not _paints_too_much(job, blocks)
         (small if fits else large).append(blocks)
     return small, large
+
+
+def _paints_too_much(job: Job, blocks: Sequence[Block]) -> bool:
+    """Whether a scene has a class for every pixel, and more pixels than one task should hold at once."""
+    grid = job.grids[blocks[0].ranges[0].scene_id]
+    return job.common.model.has_stuff and grid.width * grid.height > WHOLE_PX
 
 
 def _grouped(sizes: Sequence[int], limit: int) -> list[list[int]]:
@@ -156,6 +168,7 @@ def _finish_small(
     """Stitch units of whole scenes and write them as one part."""
     found = []
     counts = []
+    rasters: list[str] = []
     for tasks in units:
         tiles: dict[str, dict[TileKey, Instances]] = {}
         for task in tasks:
@@ -164,10 +177,21 @@ def _finish_small(
         for scene_id, own in tiles.items():
             scene, grid = tasks[0].scenes[scene_id], tasks[0].grids[scene_id]
             options = with_grid_limits(common.options, common, grid)
-            features, links = stitch_linked(list(own.values()), grid=grid, options=options)
+            segments = None
+            if common.model.has_stuff:
+                stuff = read_block_stuff(common, tasks, scene_id)
+                features, links, segments = stitch_stuff(own, stuff, grid=grid, options=options, common=common)
+            else:
+                features, links = stitch_linked(list(own.values()), grid=grid, options=options)
             counts.append((links.seen, links.iou_sums))
-            found.append(finish(features, scene=scene, scene_no=scene_nos[scene.scene_id], grid=grid, common=common))
-    return write_group(number, found, scene_nos=scene_nos, common=common), counts
+            scene_no = scene_nos[scene.scene_id]
+            done = finish(features, scene=scene, scene_no=scene_no, grid=grid, common=common, segments=segments)
+            if common.model.has_stuff:
+                rasters += write_scene_rasters(done[0], scene_no=scene_no, grid=grid, common=common)
+            found.append(done)
+    result = write_group(number, found, scene_nos=scene_nos, common=common)
+    result.rasters = rasters
+    return result, counts
 
 
 @ray.remote(num_returns=2, max_retries=3)
@@ -208,7 +232,7 @@ def _cut(
     return summarise(pieces, part.region(grid)), pieces.take(np.flatnonzero(whole)), pieces.take(np.flatnonzero(~whole))
 
 
-@ray.remote(max_retries=3)
+@ray.remote(num_returns=2, max_retries=3)
 def _assemble(
     common: Common,
     tasks: Sequence[BlockTask],
@@ -218,8 +242,9 @@ def _assemble(
     outlines: Sequence[BlockOutlines | None],
     number: int,
     scene_nos: Mapping[str, int],
-) -> GroupResult:
-    """Pass D for a group of blocks of one scene, and their part."""
+    segments: Segments | None,
+) -> tuple[GroupResult, list[I64]]:
+    """Pass D for a group of blocks of one scene, and their part. Returns (what was written, each block's segments)."""
     found = []
     for task, mine, rank, places in zip(tasks, whole, ranks, outlines, strict=True):
         block_range = task.block.ranges[0]
@@ -229,8 +254,12 @@ def _assemble(
         features = assemble_block(pieces, home, rank, block_range.region(grid))
         outlined = None if places is None else places.fragments(pieces, home)
         scene_no = scene_nos[scene.scene_id]
-        found.append(finish(features, scene=scene, scene_no=scene_no, grid=grid, common=common, fragments=outlined))
-    return write_group(number, found, scene_nos=scene_nos, common=common)
+        done = finish(
+            features, scene=scene, scene_no=scene_no, grid=grid, common=common, fragments=outlined, segments=segments
+        )
+        found.append(done)
+    tables = [] if segments is None else [segment_table(features) for features, _ in found]
+    return write_group(number, found, scene_nos=scene_nos, common=common), tables
 
 
 def _home_parts(rank: BlockRank, parts: Mapping[int, ray.ObjectRef[Pieces]]) -> list[Pieces]:
@@ -295,6 +324,10 @@ def _stitch_large(
     summaries, whole, parts = (list(column) for column in zip(*cut, strict=True))
     del cut
     reached("cut")
+    ground = None
+    if job.common.model.has_stuff:
+        ground = add_stuff(job, shared, blocks, ring_of, Cut(summaries, whole, parts))
+        summaries, whole, parts = list(ground.cut.summaries), list(ground.cut.whole), list(ground.cut.parts)
     homes = find_homes(summaries, options=options)
     outlines = simplify_blocks(job.common, grid, [b.ranges[0] for b in blocks], (whole, parts), homes)
     counts = [int(s.rows.sum()) + int(homes.starts[k + 1] - homes.starts[k]) for k, s in enumerate(summaries)]
@@ -309,12 +342,18 @@ def _stitch_large(
             [outlines[b] for b in group],
             first + k,
             numbers,
+            None if ground is None else ground.segments,
         )
         for k, group in enumerate(groups)
     )
-    for group, result in zip(groups, in_order(_assemble, calls, what=f"assembling {scene_id}"), strict=True):
+    results = in_order(_assemble, calls, what=f"assembling {scene_id}", num_returns=2)
+    tables: dict[int, tuple[ray.ObjectRef[list[I64]], int]] = {}
+    for group, (result, own_tables) in zip(groups, results, strict=True):
         stitched.groups.append(result)
+        tables |= {b: (own_tables, k) for k, b in enumerate(group)}
         tell(sum(blocks[b].num_tiles for b in group))
+    if ground is not None:
+        stitched.groups[-1].rasters = write_large_rasters(job, shared, blocks, ground, homes, tables, scene_nos)
 
 
 def _assembly(

@@ -69,6 +69,7 @@ def run_record(
             "features": "features/",
             "parts": [f"features/{g.part.path}" for g in stitched.groups if g.part is not None],
             "coco": [g.coco for g in stitched.groups if g.coco is not None],
+            "rasters": [path for g in stitched.groups for path in g.rasters],
             "overviews": pictures,
             "quarantine": quarantine_path(common.run_id) if job.failures or account.failures else None,
         },
@@ -185,6 +186,9 @@ def summary_text(record: Mapping[str, Any], storage: Storage) -> str:
     if outputs["coco"]:
         more = f" and {len(outputs['coco']) - 1} more" if len(outputs["coco"]) > 1 else ""
         lines.append(f"COCO      {storage.location(outputs['coco'][0])}{more}")
+    if outputs["rasters"]:
+        more = f" and {len(outputs['rasters']) - 1} more" if len(outputs["rasters"]) > 1 else ""
+        lines.append(f"rasters   {storage.location(outputs['rasters'][0])}{more}")
     if outputs["overviews"]:
         more = f" and {len(outputs['overviews']) - 1} more" if len(outputs["overviews"]) > 1 else ""
         lines.append(f"overview  {storage.location(outputs['overviews'][0])}{more}")

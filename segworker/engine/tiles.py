@@ -37,7 +37,8 @@ from segworker.io.shards import (
     tiles_in_shard,
     write_shard,
 )
-from segworker.types import InputSpec, Instances, Prediction, Scene, Tile
+from segworker.panoptic.scores import stuff_of
+from segworker.types import InputSpec, Prediction, Scene, Tile
 
 MAX_TRACE = 4000
 "Characters of a traceback that are kept, the last ones."
@@ -168,8 +169,7 @@ def decode_batch(batch: Batch, task: BlockTask, common: Common) -> tuple[list[Ti
     for k, tile_id in enumerate(batch.tile_ids):
         try:
             with time_limit(common.tile_timeout_s):
-                found = _decoded(batch.predictions[k], tile_id, batch.valid[k], task, common)
-            results.append(TileResult(tile_id, "done", found))
+                results.append(_decoded(batch.predictions[k], tile_id, batch.valid[k], task, common))
         except Exception as error:  # noqa: BLE001 - a model may return anything, and numpy raises what it likes then
             failures.append(TileFailure.of(tile_id, "decode", error))
     return results, failures
@@ -239,16 +239,23 @@ def tile_ids(task: BlockTask) -> Iterator[TileId]:
 
 def _decoded(
     prediction: Prediction, tile_id: TileId, valid: NDArray[np.bool_] | None, task: BlockTask, common: Common
-) -> Instances:
-    grid = task.grids[tile_id[0]]
-    return decode_instances(
+) -> TileResult:
+    grid, model = task.grids[tile_id[0]], common.model
+    tile = grid.tile(*tile_id[1:])
+    found = decode_instances(
         prediction,
-        grid.tile(*tile_id[1:]),
+        tile,
         grid=grid,
-        class_ids=common.model.class_ids,
+        class_ids=model.class_ids,
         valid_HW=valid,
-        cut_trust_px=common.model.spec.cut_trust_px,
+        cut_trust_px=model.spec.cut_trust_px,
     )
+    stuff = None
+    if model.has_stuff:
+        stuff = stuff_of(
+            prediction, tile, grid=grid, categories=model.categories, valid_HW=valid, stride=model.spec.stride
+        )
+    return TileResult(tile_id, "done", found, stuff)
 
 
 def _read_range(work: BlockWork, part: TileRange, todo: list[tuple[int, int]], common: Common) -> None:

@@ -19,9 +19,11 @@ from segworker.grid import Grid
 from segworker.io.coco import CocoWriter, coco_path, images_of_scene
 from segworker.io.failures import redact
 from segworker.io.geoparquet import Part
+from segworker.io.ids import MAX_FEATURES_PER_SCENE, feature_ids
 from segworker.io.rows import SceneFeatures, coco_of, outline, rows_of
 from segworker.io.table import write_part
 from segworker.killpoints import reached
+from segworker.panoptic.pieces import Segments
 from segworker.polygons import trace
 from segworker.stitch import Features
 from segworker.types import Scene
@@ -39,6 +41,8 @@ class GroupResult:
     seams: Counter[str] = field(default_factory=Counter)
     straight_px: dict[int, NDArray[np.int64]] = field(default_factory=dict)
     "class id -> outline on (core borders, lines half a core behind)."
+    rasters: list[str] = field(default_factory=list)
+    "Paths in the store, of panoptic models."
 
 
 def finish(
@@ -49,6 +53,7 @@ def finish(
     grid: Grid,
     common: Common,
     fragments: Fragments | None = None,
+    segments: Segments | None = None,
 ) -> tuple[SceneFeatures, pa.Table]:
     """Return features as polygons and as rows, without those that area limits or the area of interest refuse.
 
@@ -59,6 +64,7 @@ def finish(
         grid: its grid.
         common: of the run.
         fragments: simplified outlines, where `features` are not all of the scene and outlines are to be simplified.
+        segments: of stuff, which features are pieces of one region.
     """
     if common.simplify_px:
         tolerance = common.simplify_px * grid.scale
@@ -66,7 +72,13 @@ def finish(
     else:
         simplified = None
     found = outline(features, scene=scene, scene_no=scene_no, grid=grid, simplified=simplified)
-    rows = rows_of(found, run_id=common.run_id, table_crs=common.table_crs, categories=common.categories)
+    rows = rows_of(
+        found,
+        run_id=common.run_id,
+        table_crs=common.table_crs,
+        categories=common.categories,
+        segment_ids=None if segments is None else _segment_ids(found, scene_no, segments),
+    )
     keep = np.ones(len(found), np.bool_)
     for area, low in ((common.min_area, True), (common.max_area, False)):
         if area is not None and area.unit != "px":
@@ -78,6 +90,13 @@ def finish(
         shapely.prepare(area_px)
         keep &= shapely.intersects(area_px, found.polygons)
     return (found, rows) if keep.all() else (found.take(keep), rows.filter(pa.array(keep)))
+
+
+def _segment_ids(found: SceneFeatures, scene_no: int, segments: Segments) -> NDArray[np.int64]:
+    """Return the features' own ids; of pieces of one region a number from the top of the scene's range."""
+    ranks = segments.of_places(pixel_keys(found.features.pieces.runs))
+    shared = feature_ids(scene_no, np.int64(MAX_FEATURES_PER_SCENE - 1) - np.maximum(ranks, 0))
+    return np.where(ranks < 0, found.ids, shared)
 
 
 def _simplified(

@@ -82,8 +82,22 @@ def outline(
     return SceneFeatures(scene, ids, features, polygons, areas / grid.scale**2, centroids, straight)
 
 
-def rows_of(found: SceneFeatures, *, run_id: str, table_crs: TableCrs, categories: Mapping[int, Category]) -> pa.Table:
+def rows_of(
+    found: SceneFeatures,
+    *,
+    run_id: str,
+    table_crs: TableCrs,
+    categories: Mapping[int, Category],
+    segment_ids: NDArray[np.int64] | None = None,
+) -> pa.Table:
     """Return rows of the FEATURES schema, geometries in the table's CRS.
+
+    Args:
+        found: the features.
+        run_id: of the run.
+        table_crs: the table's CRS.
+        categories: by class id.
+        segment_ids: (N,); None: each feature is a segment.
 
     Raises:
         SceneError: for vertices outside the area of use of the table's CRS.
@@ -101,7 +115,7 @@ def rows_of(found: SceneFeatures, *, run_id: str, table_crs: TableCrs, categorie
         "class_id": pieces.class_ids.astype(np.int32),
         "class_name": names,
         "is_thing": [categories[c].isthing for c in pieces.class_ids.tolist()],
-        "segment_id": found.ids,
+        "segment_id": found.ids if segment_ids is None else segment_ids,
         "score": pieces.scores,
         "area_px": found.areas_px,
         "area_m2": pa.array(m2, pa.float64(), mask=~np.isfinite(m2)),

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from segworker.errors import StoreError
 from segworker.grid import Grid
 from segworker.io.storage import ObjectInfo, Storage
-from segworker.types import Instances, Runs
+from segworker.panoptic.blend import StuffTile
+from segworker.types import Instances, Runs, Tile
 
 TileId = tuple[str, int, int]
 "scene_id, row and column of a tile."
@@ -44,9 +45,11 @@ SHARD = pa.schema(
         ("run_lengths", _INTS),
         ("keypoints", pa.list_(pa.float32())),
         ("num_keypoints", pa.int32()),
+        ("stuff", pa.list_(pa.binary())),
     ]
 )
-"One row for each tile; -1 keypoints: the model has none."
+"""One row for each tile; -1 keypoints: the model has none. Stuff: the bytes of the arrays of `StuffTile`, or null; what
+is constant outside the strips costs nothing there."""
 
 _DELTA = {
     f"{name}.list.element": "DELTA_BINARY_PACKED" for name in ("run_counts", "run_rows", "run_starts", "run_lengths")
@@ -61,6 +64,8 @@ class TileResult:
     status: Status
     "'nodata': no valid pixel in the core; 'outside': not touched by the area of interest; neither was predicted."
     instances: Instances
+    stuff: StuffTile | None = None
+    "None: the tile was not predicted, the model has no stuff, or it was not asked for."
 
 
 def shard_path(tile_key: str, block_key: str, *, partial: bool = False) -> str:
@@ -93,9 +98,17 @@ def write_shard(storage: Storage, path: str, results: Sequence[TileResult], *, k
 
 
 def read_shard(
-    storage: Storage, path: str, grids: Mapping[str, Grid], *, wanted: Collection[TileId] | None = None
+    storage: Storage,
+    path: str,
+    grids: Mapping[str, Grid],
+    *,
+    wanted: Collection[TileId] | None = None,
+    stuff: bool = False,
 ) -> list[TileResult]:
-    """Return the results of a shard's tiles: of those in `wanted` that it holds, or of all scenes with a grid."""
+    """Return the results of a shard's tiles: of those in `wanted` that it holds, or of all scenes with a grid.
+
+    Stuff, which is larger than the rest, is read where it is asked for.
+    """
     with storage.open_input(path) as source, _named(storage, path):
         file = pq.ParquetFile(source)
         tiles = [(str(t[0]), int(t[1]), int(t[2])) for t in json.loads(file.schema_arrow.metadata[b"tiles"])]
@@ -104,7 +117,8 @@ def read_shard(
         ]
         if not chosen:
             return []
-        table = file.read_row_groups(chosen)
+        names = [name for name in SHARD.names if stuff or name != "stuff"]
+        table = file.read_row_groups(chosen, columns=names)
     return [_result(table, k, grids[str(table["scene_id"][k])]) for k in range(len(table))]
 
 
@@ -212,6 +226,7 @@ def _table(results: Sequence[TileResult]) -> pa.Table:
         "col": pa.array([r.tile_id[2] for r in results], pa.int32()),
         "status": pa.array([r.status for r in results], pa.string()),
         "num_keypoints": pa.array([-1 if p is None else p.shape[1] for p in points], pa.int32()),
+        "stuff": pa.array([_stuff_bytes(r.stuff) for r in results], SHARD.field("stuff").type),
     }
     for name, parts in arrays.items():
         dtype = SHARD.field(name).type
@@ -241,4 +256,20 @@ def _result(table: pa.Table, k: int, grid: Grid) -> TileResult:
         runs=Runs(values("run_rows"), starts, starts + values("run_lengths"), offsets),
         keypoints_NK3=None if num_keypoints < 0 else values("keypoints").reshape(len(class_ids), num_keypoints, 3),
     )
-    return TileResult((scene_id, row, col), str(table["status"][k]), instances)  # type: ignore[arg-type]
+    stuff = table["stuff"][k].as_py() if "stuff" in table.column_names else None
+    return TileResult(
+        (scene_id, row, col),
+        str(table["status"][k]),  # type: ignore[arg-type]
+        instances,
+        None if stuff is None else _stuff_tile(stuff, instances.tile),
+    )
+
+
+def _stuff_bytes(stuff: StuffTile | None) -> list[bytes] | None:
+    return None if stuff is None else [a.tobytes() for a in (stuff.best_HW, stuff.second_HW, stuff.scores_2HW)]
+
+
+def _stuff_tile(content: Sequence[bytes], tile: Tile) -> StuffTile:
+    best, second, scores = (np.frombuffer(part, np.uint8) for part in content)
+    shape = tile.window.shape_yx
+    return StuffTile(tile, best.reshape(shape), second.reshape(shape), scores.reshape(2, *shape))

@@ -112,7 +112,7 @@ class Pieces:
     scores: NDArray[np.float32]
     runs: Runs
     claimed_px: I64
-    "(N,) pixels that it would have without the others."
+    "(N,) pixels that it would have without the others; -1 of stuff."
     num_tiles: I64
     "(N,) tiles whose cores gave pixels."
     seam: NDArray[np.uint8]
@@ -190,6 +190,9 @@ def _score_passes(class_ids: NDArray[np.integer], scores: I64, options: StitchOp
 
 
 def area_kept(area: I64, claimed: I64, options: StitchOptions) -> NDArray[np.bool_]:
-    """Return which features have pixels, as many as the area limits ask, and enough of those that they claimed."""
-    kept = (area > 0) & (area >= options.min_kept_share * claimed)
-    return np.asarray(kept & (area >= options.min_area_px) & (area <= options.max_area_px))
+    """Return which features have pixels, as many as the area limits ask, and enough of those that they claimed.
+
+    Of stuff, which claims -1, all that have pixels.
+    """
+    kept = (area >= options.min_kept_share * claimed) & (area >= options.min_area_px) & (area <= options.max_area_px)
+    return np.asarray((area > 0) & (kept | (claimed < 0)))

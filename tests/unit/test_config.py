@@ -45,6 +45,7 @@ FULL = {
     "classes": ["nucleus", "cell"],
     "min_area": "12px",
     "max_area": "3.5m2",
+    "min_stuff": 30.0,
     "min_iou": 0.4,
     "simplify": 0.7,
     "output": "s3://bucket/store",

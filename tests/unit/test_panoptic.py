@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from segworker.decode import decode_instances
 from segworker.errors import PredictionError
 from segworker.grid import Grid
+from segworker.masks import first_pixels_yx
 from segworker.panoptic.blend import NOTHING, StuffTile, blend_core, compact_scores, window_weights
 from segworker.panoptic.regions import (
     border_contacts,
@@ -22,7 +24,11 @@ from segworker.panoptic.regions import (
     small_contacts,
     whole_areas,
 )
-from segworker.types import Tile, Window
+from segworker.panoptic.scene import stitch_panoptic
+from segworker.panoptic.scores import stuff_of
+from segworker.stitch import StitchOptions
+from segworker.types import Category, CroppedMasks, Prediction, Tile, Window
+from tests.strategies import grids, seeds
 
 
 def one_hot(classes_HW: np.ndarray, num: int) -> np.ndarray:
@@ -237,3 +243,67 @@ def test_pieces_are_regions_in_cells_whatever_the_blocks(case: tuple[np.ndarray,
     rows, cols = np.indices(classes.shape) // cell
     expected = np.where(truth > 0, (truth * 1000 + rows) * 1000 + cols, 0)
     assert same_partition(whole, expected)
+
+
+# ------------------------------------------------------------------------------------------------ things and stuff
+
+
+@settings(deadline=None, max_examples=30)
+@given(grids(max_side=48), seeds, st.integers(3, 20))
+def test_each_pixel_belongs_to_one_feature(grid: Grid, seed: int, cell: int) -> None:
+    """Things overlap, windows disagree about stuff: still no pixel is in two features, and none in none."""
+    rng = np.random.default_rng(seed)
+    tiles, stuff = {}, {}
+    for tile in grid.tiles():
+        shape = tile.window.shape_yx
+        count = int(rng.integers(0, 4))
+        corners = np.column_stack([rng.integers(0, shape[1], count), rng.integers(0, shape[0], count)])
+        masks = tuple(rng.random((shape[0] - y, shape[1] - x)) < 0.7 for x, y in corners.tolist())
+        prediction = Prediction(
+            np.column_stack([corners, np.full((count, 2), shape[::-1])]).astype(np.float32),
+            rng.integers(1, 3, count).astype(np.int32),
+            rng.uniform(0.3, 1, count).astype(np.float32),
+            CroppedMasks(masks, corners),
+        )
+        key = tile.row, tile.col
+        tiles[key] = decode_instances(prediction, tile, grid=grid, class_ids={1, 2})
+        stuff[key] = compact_scores(rng.random((3, *shape)), None, tile=tile, grid=grid)
+    found, _, segments = stitch_panoptic(
+        tiles, stuff, grid=grid, options=StitchOptions(), class_ids=(3, 4, 5), min_stuff_px=4, cell_px=cell
+    )
+    runs = found.pieces.runs
+    covered = np.zeros((grid.height, grid.width), int)
+    for row, start, stop in zip(runs.rows, runs.starts, runs.stops, strict=True):
+        covered[row, start:stop] += 1
+    assert (covered == 1).all()
+    first = first_pixels_yx(runs).astype(np.int64)
+    shared = segments.of_places((first[:, 0] << 32) + first[:, 1])
+    assert (found.pieces.class_ids[shared >= 0] > 2).all()
+    for segment in np.unique(shared[shared >= 0]):
+        assert len(np.unique(found.pieces.class_ids[shared == segment])) == 1
+
+
+def test_a_coarse_lattice_is_stretched_over_the_padded_window() -> None:
+    grid = Grid("s", 10, 6, 16, 0)
+    scores = np.zeros((3, 2, 4), np.float16)  # 16 x 8 pixels at stride 4, of which the window sees 10 x 6
+    scores[0] = 1.0  # things: their channel does not count
+    scores[1, :, :2], scores[2, :, 2:] = 0.6, 0.6
+    prediction = Prediction(
+        np.zeros((0, 4)), np.zeros(0, int), np.zeros(0), None, None, scores, semantic_class_ids=np.array([0, 7, 9])
+    )
+    categories = (Category(1, "house"), Category(7, "grass", isthing=False), Category(9, "water", isthing=False))
+    found = stuff_of(prediction, grid.tile(0, 0), grid=grid, categories=categories, stride=8)
+    assert (found.best_HW[:, :8] == 0).all()
+    assert (found.best_HW[:, 8:] == 1).all()
+
+
+@pytest.mark.parametrize("given_ids", [None, [0, 7]])
+def test_scores_without_a_channel_for_each_stuff_class_are_refused(given_ids: list[int] | None) -> None:
+    ids = None if given_ids is None else np.array(given_ids)
+    prediction = Prediction(
+        np.zeros((0, 4)), np.zeros(0, int), np.zeros(0), None, None, np.zeros((2, 4, 4)), semantic_class_ids=ids
+    )
+    categories = (Category(1, "house"), Category(7, "grass", isthing=False), Category(9, "water", isthing=False))
+    grid = Grid("s", 4, 4, 4, 0)
+    with pytest.raises(PredictionError, match="one channel for each class"):
+        stuff_of(prediction, grid.tile(0, 0), grid=grid, categories=categories)

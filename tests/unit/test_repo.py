@@ -25,7 +25,7 @@ FLAGS = """
 SCENE --manifest --mosaic --mosaic-id --mosaic-crs --bands --value-range --aoi --max-scene-px
 --tile --overlap --resolution --resolution-um
 --model --weights --model-options --batch-size --precision --device
---min-score --class-min-score --classes --min-area --max-area --min-iou --simplify
+--min-score --class-min-score --classes --min-area --max-area --min-stuff --min-iou --simplify
 --output --table-crs --coco --overview --keep-work --partial-ok --name --notes
 --address --cpus --workers --gpus-per-worker --memory --max-failed-tiles --tile-timeout --check-shift --price
 --progress --seed --log-level
