@@ -11,6 +11,7 @@ import rasterio
 import shapely
 from scipy import ndimage
 
+from segworker.blocks import block_side
 from segworker.metrics import class_qualities, overlap_rasters
 from segworker.synthetic.paint import paint_scene
 from segworker.synthetic.scenes import make_scene
@@ -22,7 +23,7 @@ pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.slow]  # until i
 MODEL = "segworker.synthetic.models:perfect_panoptic"
 GRIDS = {
     "in one task": {"tile": 256, "overlap": 32, "in_one_task": True},
-    "many blocks": {"tile": 64, "overlap": 24},
+    "many blocks": {"tile": 48, "overlap": 24},  # 26 x 23 tiles: four blocks
     "one tile": {"tile": 1024, "overlap": 64},
 }
 
@@ -54,6 +55,11 @@ def truth_of(scene: TruthScene) -> tuple[np.ndarray, np.ndarray]:
         labels[regions > 0] = regions[regions > 0] + len(classes) - 1
         classes += [class_id] * count
     return labels, np.array(classes)
+
+
+def test_the_grid_of_many_blocks_has_several(scene: TruthScene) -> None:
+    tile, overlap = GRIDS["many blocks"]["tile"], GRIDS["many blocks"]["overlap"]
+    assert min(scene.labels_HW.shape) > (block_side(tile, overlap, 12) + 2) * (tile - overlap)
 
 
 def raster_paths(store: Path, record: dict) -> tuple[Path, Path]:
