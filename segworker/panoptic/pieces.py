@@ -101,15 +101,20 @@ def stuff_pieces(
     segments[joined.numbers] = joined.segments
     alone = np.bincount(region_of, minlength=len(found.areas)) == 1
     alone[joined.numbers] = False
-    num_tiles = _tiles_of(labels, len(cells), found.region, numbering.grid)
+    numbers = np.where(
+        alone[region_of], -1 - np.arange(len(cells)), numbering.numbers(segments[region_of], cells)
+    )  # regions of one segment that meet in other blocks only are one part here: a tile counts once
+    numbers, first, group = np.unique(numbers, return_index=True, return_inverse=True)
+    labels = np.concatenate([[0], group.ravel() + 1]).astype(np.int32)[labels]
+    num_tiles = _tiles_of(labels, len(first), found.region, numbering.grid)
     pieces = Pieces(
-        np.array(class_ids, np.int64)[found.classes[region_of]],
-        np.full(len(cells), SCORE, np.float32),
-        masks.runs_from_labels(labels, len(cells), window=found.region),
-        np.full(len(cells), NO_CLAIM, np.int64),
+        np.array(class_ids, np.int64)[found.classes[region_of[first]]],
+        np.full(len(first), SCORE, np.float32),
+        masks.runs_from_labels(labels, len(first), window=found.region),
+        np.full(len(first), NO_CLAIM, np.int64),
         num_tiles,
         np.where(num_tiles > 1, SEAM_MERGED, SEAM_NONE).astype(np.uint8),
-        np.where(alone[region_of], -1, numbering.numbers(segments[region_of], cells)),
+        np.maximum(numbers, -1),
     )
     if options.class_ids is None:
         return pieces

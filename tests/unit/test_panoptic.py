@@ -14,6 +14,7 @@ from segworker.errors import PredictionError
 from segworker.grid import Grid
 from segworker.masks import first_pixels_yx
 from segworker.panoptic.blend import NOTHING, StuffTile, blend_core, compact_scores, window_weights
+from segworker.panoptic.pieces import Numbering, stuff_pieces
 from segworker.panoptic.regions import (
     border_contacts,
     cut_pieces,
@@ -281,6 +282,25 @@ def test_each_pixel_belongs_to_one_feature(grid: Grid, seed: int, cell: int) -> 
     assert (found.pieces.class_ids[shared >= 0] > 2).all()
     for segment in np.unique(shared[shared >= 0]):
         assert len(np.unique(found.pieces.class_ids[shared == segment])) == 1
+
+
+def test_a_tile_counts_once_for_a_region_that_closes_in_another_block() -> None:
+    """A U whose legs lie in the upper block: they are one part of it, and one feature of three tiles in all."""
+    grid = Grid("s", 8, 8, 4, 0)
+    classes = np.full((8, 8), 0, np.uint8)
+    classes[:4, 1] = classes[:4, 3] = classes[4, 1:5] = 1
+    regions = [Window(0, 0, 8, 4), Window(0, 4, 8, 4)]
+    found = [find_regions(classes[r.slices_in(Window(0, 0, 8, 8))], r) for r in regions]
+    joined = join_regions([f.border() for f in found])
+    numbering = Numbering(0, 1 + max(int(j.segments.max()) for j in joined), grid)
+    ground = [
+        stuff_pieces(f, j, block=k, class_ids=(3, 4), numbering=numbering, options=StitchOptions())
+        for k, (f, j) in enumerate(zip(found, joined, strict=True))
+    ]
+    upper, lower = (p.take(np.flatnonzero(p.class_ids == 4)) for p in ground)
+    assert len(upper) == len(lower) == 1
+    assert upper.features.tolist() == lower.features.tolist()
+    assert (upper.num_tiles.tolist(), lower.num_tiles.tolist()) == ([1], [2])
 
 
 def test_a_coarse_lattice_is_stretched_over_the_padded_window() -> None:
