@@ -31,6 +31,8 @@ class Category:
     "Printable text of 1 to 200 characters."
     isthing: bool = True
     "True for countable objects, False for stuff."
+    keypoints: tuple[str, ...] = ()
+    "Names of its keypoints in the order of `Prediction.keypoints_NK3`, where the model gives some."
 
     def __post_init__(self) -> None:
         if self.id < 0:
@@ -201,8 +203,12 @@ class InputSpec:
     "A pixel belongs to one feature at most."
     min_score: float = 0.5
     "Default `--min-score`."
+    objects: Literal["masks", "boxes"] = "masks"
+    "'boxes': the model gives no masks; a feature is then the box around what its tiles saw of it."
 
     def __post_init__(self) -> None:
+        if self.objects == "boxes" and self.exclusive:
+            raise ValueError("boxes overlap where their objects do not: a model without masks has exclusive=False")
         if self.num_bands < 1 or self.stride < 1 or self.cut_trust_px < 0:
             raise ValueError(f"num_bands and stride are at least 1 and cut_trust_px at least 0, got {self}")
 

@@ -66,12 +66,13 @@ def finish(
         fragments: simplified outlines, where `features` are not all of the scene and outlines are to be simplified.
         segments: of stuff, which features are pieces of one region.
     """
-    if common.simplify_px:
+    if common.simplify_px and common.model.spec.objects == "masks":
         tolerance = common.simplify_px * grid.scale
         simplified = _simplified(features, grid, tolerance, exclusive=common.options.exclusive, fragments=fragments)
     else:
         simplified = None
-    found = outline(features, scene=scene, scene_no=scene_no, grid=grid, simplified=simplified)
+    boxes = common.model.spec.objects == "boxes"
+    found = outline(features, scene=scene, scene_no=scene_no, grid=grid, simplified=simplified, boxes=boxes)
     rows = rows_of(
         found,
         run_id=common.run_id,

@@ -314,8 +314,8 @@ def _categories(categories: Sequence[Category], keypoint_names: Mapping[int, Seq
     entries: list[dict[str, Any]] = []
     for category in categories:
         entry = {"id": category.id, "name": category.name, "supercategory": "", "isthing": int(category.isthing)}
-        names = keypoint_names.get(category.id)
-        entries.append(entry if names is None else entry | {"keypoints": list(names), "skeleton": []})
+        names = keypoint_names.get(category.id, category.keypoints)
+        entries.append(entry if not names else entry | {"keypoints": list(names), "skeleton": []})
     return entries
 
 

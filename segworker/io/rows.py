@@ -17,7 +17,7 @@ from segworker.io.coco import CocoFeatures
 from segworker.io.ids import feature_ids
 from segworker.io.table_crs import TableCrs
 from segworker.polygons import trace
-from segworker.schema import BBOX, FEATURES
+from segworker.schema import BBOX, FEATURES, KEYPOINTS
 from segworker.stitch import SEAM_NAMES, Features
 from segworker.straight import straight_edges_px
 from segworker.types import Category, Scene
@@ -39,6 +39,8 @@ class SceneFeatures:
     "(N, 2) scene pixels."
     straight_px: NDArray[np.int64]
     "(N, 2) outline on (core borders, lines half a core behind), see `straight`."
+    keypoints_NK3: NDArray[np.float64] | None = None
+    "(N, K, 3) x, y in scene pixels, and a score; 0: not seen. None: the model gives none."
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -54,11 +56,18 @@ class SceneFeatures:
             self.areas_px[indices],
             self.centroids_xy[indices],
             self.straight_px[indices],
+            None if self.keypoints_NK3 is None else self.keypoints_NK3[indices],
         )
 
 
 def outline(
-    features: Features, *, scene: Scene, scene_no: int, grid: Grid, simplified: NDArray[np.object_] | None = None
+    features: Features,
+    *,
+    scene: Scene,
+    scene_no: int,
+    grid: Grid,
+    simplified: NDArray[np.object_] | None = None,
+    boxes: bool = False,
 ) -> SceneFeatures:
     """Trace features and bring them into scene pixels.
 
@@ -69,17 +78,30 @@ def outline(
         grid: its grid; a grid pixel is 1 / scale scene pixels.
         simplified: (N,) polygons to take in place of the exact ones, in grid pixels; areas and centroids stay those
             of the pixels.
+        boxes: the model knows boxes alone: a feature is the box around all that its tiles saw of it.
     """
-    if simplified is None:
+    if boxes:
+        corners = masks.boxes_xyxy(features.pieces.runs) / grid.scale
+        polygons = np.asarray(shapely.box(*corners.T), object)
+    elif simplified is None:
         outlines = trace(features.pieces.runs)
         polygons = outlines.geometries(outlines.xy / grid.scale)
     else:
         polygons = simplified if grid.scale == 1 else to_map(simplified, (1 / grid.scale, 0, 0, 0, 1 / grid.scale, 0))
     areas = masks.areas_px(features.pieces.runs)
     centroids = masks.coordinate_sums_xy2(features.pieces.runs) / (2.0 * np.maximum(areas, 1))[:, None] / grid.scale
+    areas_px = areas / grid.scale**2
+    if boxes:
+        areas_px, centroids = shapely.area(polygons), (corners[:, :2] + corners[:, 2:]) / 2
     ids = feature_ids(scene_no, features.index)
     straight = straight_edges_px(features.pieces.runs, grid)
-    return SceneFeatures(scene, ids, features, polygons, areas / grid.scale**2, centroids, straight)
+    points = _points_in_scene(features, grid)
+    return SceneFeatures(scene, ids, features, polygons, areas_px, centroids, straight, points)
+
+
+def _points_in_scene(features: Features, grid: Grid) -> NDArray[np.float64] | None:
+    points = features.pieces.keypoints_NK4
+    return None if points is None else points[..., :3].astype(np.float64) / (grid.scale, grid.scale, 1)
 
 
 def rows_of(
@@ -125,10 +147,27 @@ def rows_of(
         "bbox": pa.StructArray.from_arrays([pa.array(bounds[:, k]) for k in range(4)], fields=list(BBOX)),
         "num_tiles": pieces.num_tiles.astype(np.int32),
         "seam": [SEAM_NAMES[s] for s in pieces.seam.tolist()],
-        "keypoints": pa.nulls(len(found), FEATURES.field("keypoints").type),
+        "keypoints": _keypoints(found, table_crs),
         "geometry": pa.array(shapely.to_wkb(geometries), pa.binary()),
     }
     return pa.table(columns, schema=FEATURES)
+
+
+def _keypoints(found: SceneFeatures, table_crs: TableCrs) -> pa.Array:
+    """Return the keypoints in the table's coordinates; null for models without them."""
+    points = found.keypoints_NK3
+    if points is None:
+        return pa.nulls(len(found), KEYPOINTS)
+    num, places = points.shape[1], points[..., :2].reshape(-1, 2)
+    scene = found.scene
+    if scene.crs is not None and table_crs.wkt is not None:
+        mapped = shapely.points(apply_affine(places, scene.transform))
+        places = shapely.get_coordinates(reproject(mapped, scene.crs, table_crs.wkt))
+    values = (places[:, 0], places[:, 1], points[..., 2].ravel())
+    fields = list(KEYPOINTS.value_type)
+    columns = [pa.array(v, f.type) for v, f in zip(values, fields, strict=True)]
+    entries = pa.StructArray.from_arrays(columns, fields=fields)
+    return pa.ListArray.from_arrays(pa.array(np.arange(len(found) + 1) * num, pa.int32()), entries)
 
 
 def _areas_m2(found: SceneFeatures) -> NDArray[np.float64]:
@@ -144,7 +183,7 @@ def _areas_m2(found: SceneFeatures) -> NDArray[np.float64]:
 def coco_of(found: SceneFeatures) -> CocoFeatures:
     """Return the features as COCO wants them, in scene pixels."""
     pieces = found.features.pieces
-    return CocoFeatures(found.ids, pieces.class_ids, pieces.scores, found.areas_px, found.polygons)
+    return CocoFeatures(found.ids, pieces.class_ids, pieces.scores, found.areas_px, found.polygons, found.keypoints_NK3)
 
 
 def _in_table(found: SceneFeatures, table_crs: TableCrs) -> tuple[NDArray[np.object_], NDArray[np.float64]]:

@@ -25,6 +25,7 @@ from segworker.stitch.parts import (
     area_kept,
     passes,
 )
+from segworker.stitch.points import F32, best_points, points_of
 from segworker.stitch.sums import MAX_INSTANCES, SCORE_ONE, VIEW_TILE, Settled, TileKey, tile_number
 from segworker.stitch.views import cores, unconfirmed, whole_views
 from segworker.types import Instances, Runs, Window
@@ -87,6 +88,7 @@ def cut_block(
     guests = _guests(own, ring, members, strangers, border, grid)
     keys = members.settled.keys() if options.exclusive else None
     found: list[_Cut] = []
+    points: list[tuple[I64, F32]] = []
     beside_missing = np.zeros(len(members.settled), np.bool_)
     base = 0
     for key in sorted(own):
@@ -96,6 +98,9 @@ def cut_block(
         if links.missing:
             beside = _touching(tile.take(chosen), links.missing)
             beside_missing[members.component[span][chosen[beside]]] = True
+        seen = points_of(tile, chosen)
+        if seen is not None:
+            points.append((members.component[span][seen[0]], seen[1]))
         local = members.component[span][chosen]
         runs = tile.runs if len(chosen) == len(tile) else tile.runs.take(chosen)
         whole = members.whole[span][chosen]
@@ -104,7 +109,7 @@ def cut_block(
             local = np.concatenate([local, guests[key][1]])
             whole = np.concatenate([whole, np.ones(len(guests[key][1]), np.bool_)])
         found.append(_cut_core(runs, local, whole, tile, keys))
-    result = _pieces(members, found, beside_missing)
+    result = _pieces(members, found, beside_missing, points)
     kept = area_kept(masks.areas_px(result.runs), result.claimed_px, options)
     return result.take(np.flatnonzero((result.features >= 0) | kept))
 
@@ -272,7 +277,9 @@ def _touching(tile: Instances, missing: Sequence[Window]) -> I64:
     return np.flatnonzero(touched).astype(np.int64)
 
 
-def _pieces(members: _Members, found: Sequence[_Cut], beside_missing: NDArray[np.bool_]) -> Pieces:
+def _pieces(
+    members: _Members, found: Sequence[_Cut], beside_missing: NDArray[np.bool_], points: Sequence[tuple[I64, F32]]
+) -> Pieces:
     """Join the tiles' pieces by component."""
     every = np.concatenate([np.zeros(0, np.int64), *(f.components for f in found)]).astype(np.int64)
     present, group = np.unique(every, return_inverse=True)
@@ -294,4 +301,11 @@ def _pieces(members: _Members, found: Sequence[_Cut], beside_missing: NDArray[np
         num_tiles=num_tiles,
         seam=seam,
         features=members.feature[present],
+        keypoints_NK4=best_points(
+            np.concatenate([own for _, own in points]),
+            np.searchsorted(present, np.concatenate([components for components, _ in points])),
+            len(present),
+        )
+        if points
+        else None,
     )

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from segworker.grid import Grid
 from segworker.masks import I64
 from segworker.seams import SeamRule
+from segworker.stitch.points import F32, unseen
 from segworker.stitch.sums import MAX_INSTANCES, SCORE_ONE, Settled, Sums, TileKey
 from segworker.types import Instances, Runs, Window
 
@@ -119,6 +120,8 @@ class Pieces:
     "(N,) SEAM_NONE, SEAM_MERGED, SEAM_CUT or SEAM_MISSING."
     features: I64
     "(N,) number over the whole scene for parts of border features, -1 for whole ones."
+    keypoints_NK4: F32 | None = None
+    "(N, K, 4) as in `points`, grid pixels; None: there are none."
 
     def __len__(self) -> int:
         return len(self.class_ids)
@@ -133,6 +136,7 @@ class Pieces:
             self.num_tiles[indices],
             self.seam[indices],
             self.features[indices],
+            None if self.keypoints_NK4 is None else self.keypoints_NK4[indices],
         )
 
     @classmethod
@@ -146,7 +150,17 @@ class Pieces:
             np.concatenate([p.num_tiles for p in parts]),
             np.concatenate([p.seam for p in parts]),
             np.concatenate([p.features for p in parts]),
+            _all_points(parts),
         )
+
+
+def _all_points(parts: Sequence[Pieces]) -> F32 | None:
+    """Return the keypoints of all parts; those without any (stuff, tiles without objects) have unseen ones."""
+    known = [p.keypoints_NK4 for p in parts if p.keypoints_NK4 is not None]
+    if not known:
+        return None
+    num = known[0].shape[1]
+    return np.concatenate([unseen(len(p), num) if p.keypoints_NK4 is None else p.keypoints_NK4 for p in parts])
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -21,6 +21,7 @@ from segworker.stitch.parts import (
     StitchOptions,
     area_kept,
 )
+from segworker.stitch.points import best_points
 from segworker.types import Window
 
 EMPTY = 2**31 - 1
@@ -168,6 +169,14 @@ def _merge_parts(parts: Pieces, home: I64) -> Pieces:
     seam = np.where(num_tiles > 1, SEAM_MERGED, np.where(cut, SEAM_CUT, SEAM_NONE)).astype(np.uint8)
     seam[group[parts.seam == SEAM_MISSING]] = SEAM_MISSING
     claimed = np.bincount(group, weights=parts.claimed_px, minlength=len(home)).astype(np.int64)
+    points = parts.keypoints_NK4
     return Pieces(
-        parts.class_ids[leader], parts.scores[leader], runs, claimed, num_tiles, seam, np.full(len(home), -1, np.int64)
+        parts.class_ids[leader],
+        parts.scores[leader],
+        runs,
+        claimed,
+        num_tiles,
+        seam,
+        np.full(len(home), -1, np.int64),
+        None if points is None else best_points(points, group, len(home)),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -229,6 +230,36 @@ def test_taking_some_of_the_features() -> None:
         assert some.areas_px.tolist() == found.areas_px[picked].tolist()
         assert masks.areas_px(some.features.pieces.runs).tolist() == some.areas_px.tolist()
         assert len(some) == 2
+
+
+# ------------------------------------------------------------------------------------------------ boxes, keypoints
+
+
+def test_of_a_model_without_masks_a_feature_is_the_box_around_what_its_tiles_saw() -> None:
+    seen = box_mask(20, 30, 60, 46) | box_mask(50, 28, 80, 44)
+    found = outlined(features_of(seen), scene(), scale=2.0, boxes=True)
+    assert shapely.equals(found.polygons[0], shapely.box(10, 14, 40, 23))
+    assert found.areas_px.tolist() == [30 * 9]
+    assert found.centroids_xy.tolist() == [[25, 18.5]]
+
+
+@pytest.mark.parametrize("transform", [NORTH_UP, ROTATED])
+def test_keypoints_come_in_the_coordinates_of_the_table_and_of_coco(transform) -> None:
+    features = features_of(box_mask(20, 30, 60, 45), box_mask(0, 0, 5, 5))
+    points = np.array([[[30, 40, 0.75, 1], [0, 0, 0, -1]], [[2, 4, 0.5, 1], [3, 3, 0.25, 0]]], np.float32)
+    features = Features(features.index, replace(features.pieces, keypoints_NK4=points))
+    rows = table(features, scene(transform), scale=2.0)
+    a, b, c, d, e, f = transform
+    assert rows.schema.equals(FEATURES)
+    told = rows["keypoints"].to_pylist()
+    assert [[p["score"] for p in one] for one in told] == [[0.75, 0], [0.5, 0.25]]
+    assert (told[0][0]["x"], told[0][0]["y"]) == pytest.approx((a * 15 + b * 20 + c, d * 15 + e * 20 + f), abs=1e-6)
+    coco = coco_of(outlined(features, scene(transform), scale=2.0))
+    assert coco.keypoints_NK3 is not None
+    assert coco.keypoints_NK3[0].tolist() == [[15, 20, 0.75], [0, 0, 0]]
+    taken = outlined(features, scene()).take(np.array([1]))
+    assert taken.keypoints_NK3 is not None
+    assert taken.keypoints_NK3[0, 0].tolist() == [2, 4, 0.5]
 
 
 # ------------------------------------------------------------------------------------------------ simplified

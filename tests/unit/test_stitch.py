@@ -579,3 +579,51 @@ def test_no_tiles_at_all() -> None:
     assert len(features) == 0
     assert len(features.pieces.runs) == 0
     check_equal(stitch_in_blocks([], PAIR, 1, OPTIONS), features)
+
+
+# ------------------------------------------------------------------------------------------------ keypoints
+
+
+def pointed_tiles(boxes: list[tuple], points_NK2: np.ndarray, grid: Grid) -> list[Instances]:
+    """What a network of keypoints sees: those in its window, and a faint guess on its rim for those beyond."""
+    tiles = []
+    for tile in grid.tiles():
+        window = tile.window
+        low, high = np.array([window.col_off, window.row_off]), np.array([window.col_end, window.row_end])
+        seen = [
+            k for k, b in enumerate(boxes) if Window(b[0], b[1], b[2] - b[0], b[3] - b[1]).intersect(window).area_px
+        ]
+        places = np.clip(points_NK2[seen], low, high - 1)
+        inside = (places == points_NK2[seen]).all(axis=2)
+        points = np.concatenate([places - low, np.where(inside, 0.9, 0.4)[..., None]], axis=2).astype(np.float32)
+        corners = np.array([boxes[k] for k in seen], np.float32).reshape(-1, 4) - np.tile(low, 2)
+        what = Prediction(corners, np.ones(len(seen), np.int32), np.full(len(seen), SCORE), None, points)
+        tiles.append(decode_instances(what, tile, grid=grid, class_ids=range(100)))
+    return tiles
+
+
+@pytest.mark.parametrize("side", [1, 2, 9])
+def test_keypoints_come_from_the_tiles_that_own_their_places(side: int) -> None:
+    """A box over many tiles, one in four windows and one inside a tile: the truth, whatever the blocks."""
+    grid = Grid("s", 150, 150, 64, 24)
+    boxes = [(5, 70, 148, 95), (30, 34, 56, 60), (4, 4, 20, 20)]
+    points = np.array([[[7, 80], [75, 72], [147, 90]], [[31, 35], [45, 45], [55, 59]], [[5, 5], [9, 9], [19, 19]]])
+    options = StitchOptions(exclusive=False)
+    features = stitch_in_blocks(pointed_tiles(boxes, points, grid), grid, side, options)
+    assert boxes_of(features) == [list(boxes[k]) for k in (2, 1, 0)]
+    found = features.pieces.keypoints_NK4
+    assert found is not None
+    assert found[..., :2].tolist() == points[[2, 1, 0]].tolist()
+    assert np.allclose(found[..., 2], 0.9)
+
+
+def test_a_keypoint_that_no_core_holds_comes_from_the_surest_tile() -> None:
+    """Two tiles guess a keypoint beyond the scene; none was seen in a core."""
+    grid = Grid("s", 100, 30, 64, 24)
+    tiles = pointed_tiles([(20, 5, 90, 25)], np.array([[[50.0, 10.0]]]), grid)
+    for tile, score in zip(tiles, (0.3, 0.6), strict=True):
+        assert tile.keypoints_NK3 is not None
+        tile.keypoints_NK3[:] = (101 + score, 10, score)
+    features = stitch_scene(tiles, grid=grid, options=StitchOptions(exclusive=False))
+    assert features.pieces.keypoints_NK4 is not None
+    assert np.allclose(features.pieces.keypoints_NK4, [[[101.6, 10, 0.6, 0]]])

@@ -7,7 +7,7 @@ with ordinary batch norms of eps 1e-5. Labels are the 91 raw COCO ids (backgroun
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import nn
@@ -22,6 +22,8 @@ from segworker.models.common.two_stage import TwoStage
 from segworker.types import Category, InputSpec
 
 SPEC = InputSpec(num_bands=3, scaling="unit", stride=32, cut_trust_px=16, tile_px=1024, overlap_px=256)
+BOX_SPEC = replace(SPEC, objects="boxes", exclusive=False)
+"Boxes of neighbours overlap where their objects do not."
 NUM_COCO_LABELS = 91
 LICENCE = "code and official weights BSD-3-Clause (torchvision)"
 NARROW_V1: Mapping[str, object] = {
@@ -93,12 +95,13 @@ def v1_backbone(options: TorchvisionOptions) -> nn.Module:
 
 def wrap(network: nn.Module, categories: Sequence[Category]) -> TwoStage:
     """Return torchvision's network behind the model contract."""
+    has_masks = getattr(network.get_submodule("roi_heads"), "mask_predictor", None) is not None
     return TwoStage(
         network.get_submodule("backbone"),
         network.get_submodule("rpn"),
         network.get_submodule("roi_heads"),
         categories=categories,
-        spec=SPEC,
+        spec=SPEC if has_masks else BOX_SPEC,
         rule=IMAGENET_UNIT,
     )
 

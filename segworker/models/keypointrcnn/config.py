@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from segworker.models.common.torchvision_nets import TorchvisionOptions
 from segworker.types import Category
 
-PERSON = (Category(1, "person"),)
 COCO_KEYPOINTS = (
     "nose",
     "left_eye",
@@ -27,6 +26,7 @@ COCO_KEYPOINTS = (
     "left_ankle",
     "right_ankle",
 )
+PERSON = (Category(1, "person", keypoints=COCO_KEYPOINTS),)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor, nn
 from torchvision.models.detection import KeypointRCNN
 
@@ -9,7 +11,7 @@ from segworker.models.common.coco import name_classes
 from segworker.models.common.options import parse_options
 from segworker.models.common.torchvision_nets import v1_backbone, wrap
 from segworker.models.common.two_stage import TwoStage
-from segworker.models.keypointrcnn.config import PERSON, KeypointOptions
+from segworker.models.keypointrcnn.config import COCO_KEYPOINTS, PERSON, KeypointOptions
 
 
 def build_keypoint_rcnn(**options: object) -> TwoStage:
@@ -19,7 +21,11 @@ def build_keypoint_rcnn(**options: object) -> TwoStage:
         v1_backbone(chosen), chosen.num_classes, num_keypoints=chosen.num_keypoints, **chosen.settings
     )
     network.roi_heads.keypoint_predictor.register_forward_hook(_contiguous)
-    return wrap(network, name_classes(chosen.num_classes - 1, chosen.class_names, default=PERSON))
+    named = name_classes(chosen.num_classes - 1, chosen.class_names, default=PERSON)
+    names = COCO_KEYPOINTS
+    if chosen.num_keypoints != len(names):
+        names = tuple(f"keypoint {k}" for k in range(1, chosen.num_keypoints + 1))
+    return wrap(network, [replace(category, keypoints=names) for category in named])
 
 
 def _contiguous(_layer: nn.Module, _inputs: object, heat_maps: Tensor) -> Tensor:
