@@ -43,10 +43,10 @@ def mask_losses(
         chosen.append(together[keep])
         labels.append(label[keep])
         wanted.append(_masks(target, together[keep], index[keep]))
-    features = mask_head.features(pool_by_share(levels, chosen, [area_px] * len(chosen), 14))
-    rows = torch.arange(len(features), device=features.device)
-    logits = mask_head.logits(features)[rows, torch.cat(labels)]
-    found = iou_head(features, logits.sigmoid().detach()[:, None])[rows, torch.cat(labels)]
+    pooled = pool_by_share(levels, chosen, [area_px] * len(chosen), 14)
+    rows = torch.arange(len(pooled), device=pooled.device)
+    logits = mask_head(pooled)[rows, torch.cat(labels)]
+    found = iou_head(pooled, logits.sigmoid().detach()[:, None])[rows, torch.cat(labels)]
     masks = torch.cat(wanted)
     if not len(masks):
         unused = [*mask_head.parameters(), *iou_head.parameters()]

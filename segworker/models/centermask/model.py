@@ -78,9 +78,8 @@ class CenterMask(DenseModel):
         levels = [level[k : k + 1] for level in _levels(raw)]
         pooled = pool_by_share(levels, [found["boxes"]], [_area_px(raw)], 14)
         rows = torch.arange(len(keep), device=keep.device)
-        features = self.mask_head.features(pooled)
-        masks = self.mask_head.logits(features)[rows, found["labels"]].sigmoid()[:, None]
-        overlaps = self.iou_head(features, masks)[rows, found["labels"]]
+        masks = self.mask_head(pooled)[rows, found["labels"]].sigmoid()[:, None]
+        overlaps = self.iou_head(pooled, masks)[rows, found["labels"]]
         return {**found, "masks": masks, "mask_scores": found["scores"] * overlaps}
 
     def prediction(self, raw: Mapping[str, Tensor], k: int, valid_HW: Tensor) -> Prediction:
