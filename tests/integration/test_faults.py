@@ -62,6 +62,7 @@ def test_every_client_copes(bucket: str) -> None:
     assert len(list(storage.list())) == 16
     storage.delete([f"many/{k}" for k in range(8)])
     assert len(list(storage.list())) == 8
+    assert all("new" in storage.folders() for _ in range(8))
 
     store = storage.child("store")
     for k in range(2):
