@@ -1,6 +1,6 @@
 """A long run of runs: random scenes, faults and kills against a real S3 server, and zeros where zeros belong.
 
-    python -m tests.soak --minutes 30 --seed 1
+    RAY_ENABLE_UV_RUN_RUNTIME_ENV=0 python -m tests.soak --minutes 30 --seed 1
 
 Scenes of several sizes lie on the server and change now and then. Each round runs some of them into one store and lets
 something happen: the driver is killed at a named point or at any moment, a worker is killed, two runs work on other
