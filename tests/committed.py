@@ -33,8 +33,12 @@ def commit_objects(
     run_id: str = "20261125T100000Z-abc123",
     grid: tuple[int, int] | None = None,
     pieces: Sequence[int] | None = None,
+    seams: Sequence[str] | None = None,
 ) -> None:
-    """Commit objects of one scene as a run would; `grid` is the tile and the overlap, `pieces` the segment of each."""
+    """Commit objects of one scene as a run would.
+
+    `grid` is the tile and the overlap, `pieces` the segment of each object, `seams` what the seam column says of it.
+    """
     storage = open_storage(store)
     table_crs = TableCrs.of(scene.crs)
     number = reserve_scene_numbers(storage, [scene.scene_id])[scene.scene_id]
@@ -59,7 +63,7 @@ def commit_objects(
         "centroid_y": bounds[:, 1],
         "bbox": pa.StructArray.from_arrays(list(map(pa.array, bounds.T)), fields=list(FEATURES.field("bbox").type)),
         "num_tiles": np.ones(count, np.int32),
-        "seam": ["none"] * count,
+        "seam": ["none"] * count if seams is None else list(seams),
         "geometry": shapely.to_wkb(shapes),
     }
     arrays = [pa.array(columns[f.name], f.type) if f.name in columns else pa.nulls(count, f.type) for f in FEATURES]

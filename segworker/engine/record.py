@@ -40,9 +40,9 @@ def run_record(
     exit_code: int,
     shift: ShiftCheck | None = None,
 ) -> dict[str, Any]:
-    """Write run.json and return what is in it. No secret of a configuration or a uri is recorded."""
+    """Return what run.json is to hold. No secret of a configuration or a uri is recorded."""
     common = job.common
-    record: dict[str, Any] = {
+    return {
         "run_id": common.run_id,
         "name": job.config.output.name,
         "notes": job.config.output.notes,
@@ -71,14 +71,19 @@ def run_record(
             "coco": [g.coco for g in stitched.groups if g.coco is not None],
             "rasters": [path for g in stitched.groups for path in g.rasters],
             "overviews": pictures,
+            "report": None,
             "quarantine": quarantine_path(common.run_id) if job.failures or account.failures else None,
         },
         "workers": _told_workers(account.workers),
         "configuration": job.config.record(),
         "versions": versions(),
     }
-    _write(job, record)
-    return record
+
+
+def write_record(job: Job, record: Mapping[str, Any]) -> None:
+    """Write run.json in one step."""
+    path = f"runs/{job.common.run_id}/run.json"
+    open_storage(job.common.store_uri).write(path, json.dumps(record, indent=2).encode())
 
 
 def _counts(job: Job, account: Account, stitched: Stitched, objects: Counter[str]) -> dict[str, Any]:
@@ -113,7 +118,7 @@ def _told(failure: SceneFailure) -> dict[str, str]:
 
 def announce(job: Job, account: Account, error: BaseException | None = None) -> None:
     """Write a first run.json before any work: a store that cannot be written to says so now. Or that of a failure."""
-    _write(
+    write_record(
         job,
         {
             "run_id": job.common.run_id,
@@ -129,11 +134,6 @@ def announce(job: Job, account: Account, error: BaseException | None = None) -> 
             "versions": versions(),
         },
     )
-
-
-def _write(job: Job, record: Mapping[str, Any]) -> None:
-    path = f"runs/{job.common.run_id}/run.json"
-    open_storage(job.common.store_uri).write(path, json.dumps(record, indent=2).encode())
 
 
 def _told_workers(workers: Workers | None) -> dict[str, Any] | None:
@@ -192,6 +192,8 @@ def summary_text(record: Mapping[str, Any], storage: Storage) -> str:
     if outputs["overviews"]:
         more = f" and {len(outputs['overviews']) - 1} more" if len(outputs["overviews"]) > 1 else ""
         lines.append(f"overview  {storage.location(outputs['overviews'][0])}{more}")
+    if outputs["report"]:
+        lines.append(f"report    {storage.location(outputs['report'])}")
     if outputs["quarantine"]:
         lines.append(f"failures  {storage.location(outputs['quarantine'])}")
     lines.append(f"record    {storage.location('runs/' + record['run_id'] + '/run.json')}")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import pyarrow as pa
 
@@ -23,7 +23,7 @@ from segworker.engine.memory import fit_memory
 from segworker.engine.phase2 import Stitched, stitch_blocks
 from segworker.engine.planned import write_plan
 from segworker.engine.progress import Progress
-from segworker.engine.record import announce, run_record, summary_text
+from segworker.engine.record import announce, run_record, summary_text, write_record
 from segworker.engine.seam_figures import agreement_of
 from segworker.engine.shift_check import check_shift
 from segworker.errors import ExitCode, SceneError, SegworkerError
@@ -37,11 +37,13 @@ from segworker.io.shards import expire_shards
 from segworker.io.storage import Storage, open_storage
 from segworker.killpoints import reached
 from segworker.report.overview import draw_overviews
+from segworker.report.run_report import gather, write_report
 from segworker.schema import COMMIT_COLUMNS, SCENES
 from segworker.sources.find import SceneFailure
 
 TileResults: TypeAlias = Callable[[Job, Account], tuple[Job, dict[int, int]]]
 "Gives the job as it is once tile results are durable (which blocks are partial or lost), and the size of each shard."
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
@@ -129,7 +131,21 @@ def _carry_out(job: Job, account: Account, tile_results: TileResults, lease: Hel
                 shift = check_shift(job, scene_nos, account.workers, table_version=commit.features_version)
     with account.timed("overview"):
         shown = list(job.scenes.values())[: config.output.overview]
-        pictures = draw_overviews(storage, job.common.run_id, shown, job.grids, job.common.table_crs)
+        failed = [f.tile_id for f in account.failures]
+        pictures = draw_overviews(storage, job.common.run_id, shown, job.grids, job.common.table_crs, failed=failed)
+    with account.timed("report"):
+        findings = _attempted(
+            "its report could not be made",
+            lambda: gather(
+                storage,
+                job.common.run_id,
+                scenes=job.scenes,
+                grids=job.grids,
+                table_crs=job.common.table_crs,
+                version=commit.features_version,
+                overviews=pictures,
+            ),
+        )
     if not (job.failures or account.failures or account.stitched_from):
         keep_s = config.output.keep_work.total_seconds()
         in_use = keys_in_use(storage, but=job.common.run_id)
@@ -138,7 +154,21 @@ def _carry_out(job: Job, account: Account, tile_results: TileResults, lease: Hel
     account.seconds["total"] = time.perf_counter() - account.started
     exit_code = int(_exit_code(job, account))
     record = run_record(job, account, stitched, counts, pictures, commit.features_version, exit_code, shift)
+    if findings is not None:
+        record["outputs"]["report"] = _attempted(
+            "its report could not be written", lambda: write_report(storage, record, findings)
+        )
+    write_record(job, record)
     return RunSummary(exit_code, summary_text(record, storage), record)
+
+
+def _attempted(what: str, make: Callable[[], T]) -> T | None:
+    """Return what `make` gives; None where it fails, which is logged: the run is committed and must not fail for it."""
+    try:
+        return make()
+    except Exception:  # noqa: BLE001 - whatever it is, the features are there
+        _log.warning("the run is committed, but %s", what, exc_info=True)
+        return None
 
 
 def _tidy_up(storage: Storage) -> None:

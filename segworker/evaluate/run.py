@@ -22,14 +22,15 @@ from segworker.evaluate.figures import (
 )
 from segworker.evaluate.found import FoundObjects, RunResult, found_on, load_run
 from segworker.evaluate.judge import JudgedScene, judge_scene
-from segworker.evaluate.page import number, page
-from segworker.evaluate.worst import picture_of, worst_mistakes
+from segworker.evaluate.page import mistake_caption, page
+from segworker.evaluate.worst import SIDE_PX, picture_of, worst_mistakes
 from segworker.geo import aoi_to_scene
 from segworker.grid import Grid
 from segworker.io.annotations import TruthOptions, read_truth
 from segworker.io.aoi import load_aoi
 from segworker.io.failures import redact
 from segworker.io.storage import open_storage
+from segworker.report.page import Picture, number, picture
 from segworker.truth import TruthSet
 from segworker.types import Category, Scene
 
@@ -98,7 +99,7 @@ def evaluate_run(job: EvaluateJob) -> Evaluation:
     target = open_storage(job.output) if job.output else storage.child(f"runs/{run.run_id}/evaluation")
     name = job.name or PurePosixPath(job.truth[0].partition("?")[0].rstrip("/")).stem
     target.write(f"{name}.json", json.dumps(result, indent=1).encode())
-    target.write(f"{name}.html", page(result, pictures).encode())
+    target.write(f"{name}.html", page(result, pictures).encode(), content_type="text/html; charset=utf-8")
     return Evaluation(result, target.location(f"{name}.json"), target.location(f"{name}.html"))
 
 
@@ -186,11 +187,14 @@ def _judge(
 
 def _figures(
     job: EvaluateJob, run: RunResult, truth: TruthSet, judged: Sequence[JudgedScene], classes: Classes
-) -> tuple[dict[str, Any], list[str]]:
+) -> tuple[dict[str, Any], list[Picture]]:
     masks, boxes = (average_precision(judged, classes.categories, kind) for kind in ("segm", "bbox"))
     worst = worst_mistakes(judged, job.worst)
     by_id = {scene.scene.scene_id: scene for scene in judged}
-    pictures = [picture_of(mistake, by_id[mistake.scene_id]) for mistake in worst]
+    pictures = [
+        picture(picture_of(mistake, by_id[mistake.scene_id]), mistake_caption(asdict(mistake)), shown_px=SIDE_PX)
+        for mistake in worst
+    ]
     result: dict[str, Any] = {
         "format": FORMAT,
         "run_id": run.run_id,

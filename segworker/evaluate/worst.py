@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import logging
 import math
 from collections.abc import Sequence
@@ -18,6 +16,7 @@ from segworker.evaluate.judge import JudgedScene
 from segworker.io.header import open_scene
 from segworker.io.raster import SceneReader
 from segworker.masks import areas_px, boxes_xyxy, labels_from_runs
+from segworker.report.pixels import stretched
 from segworker.types import InputSpec, Runs, Scene, Window
 
 TRUE_COLOUR, FOUND_COLOUR, BOX_COLOUR = (60, 220, 80), (255, 60, 200), (255, 235, 0)
@@ -88,8 +87,8 @@ def _mistake(scene: JudgedScene, kind: str, t: int | None, p: int | None, iou: f
     )
 
 
-def picture_of(mistake: Mistake, judged: JudgedScene) -> str:
-    """Return a mistake's surroundings as a PNG in a data: URI; true outlines are green, found ones magenta."""
+def picture_of(mistake: Mistake, judged: JudgedScene) -> Image.Image:
+    """Return a mistake's surroundings; true outlines are green, found ones magenta."""
     window = _window(mistake, judged.scene)
     pixels = _pixels(judged.scene, window)
     step = max(1, -(-max(window.width, window.height) // SIDE_PX))
@@ -99,9 +98,7 @@ def picture_of(mistake: Mistake, judged: JudgedScene) -> str:
         labels = _labels(runs, window)[::step, ::step].repeat(zoom, axis=0).repeat(zoom, axis=1)
         image[_outlines(labels)] = colour
     _frame(image, mistake, window, zoom / step)
-    content = io.BytesIO()
-    Image.fromarray(image).save(content, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode("ascii")
+    return Image.fromarray(image)
 
 
 def _frame(image: NDArray[np.uint8], mistake: Mistake, window: Window, scale: float) -> None:
@@ -134,12 +131,7 @@ def _pixels(scene: Scene, window: Window) -> NDArray[np.uint8]:
     except (SegworkerError, OSError, ValueError) as error:
         _log.warning("no picture of %s: %s", scene.scene_id, error)
         return np.full((*window.shape_yx, 3), 90, np.uint8)
-    values = np.moveaxis(pixels.astype(np.float32), 0, -1)
-    if valid.any():
-        low, high = np.nanpercentile(values[valid], [1, 99])
-        values = (values - low) / max(float(high - low), 1e-9) * 255
-    values[~valid] = 0
-    return np.nan_to_num(np.clip(values, 0, 255)).astype(np.uint8)
+    return stretched(pixels, valid, always=True)
 
 
 def _labels(runs: Runs, window: Window) -> NDArray[np.int32]:

@@ -172,23 +172,26 @@ class Storage:
         if not self.is_s3 and not Path(self.location(prefix)).is_dir():
             return []
         try:
-            found = obstore.list_with_delimiter(self._open(), _checked(prefix) or None)["common_prefixes"]
+            found = retried(lambda: obstore.list_with_delimiter(self._open(), _checked(prefix) or None))
         except (BaseError, OSError) as error:
             raise self._failure("list", prefix, error) from None
-        return sorted(path.rstrip("/").rpartition("/")[2] for path in found)
+        return sorted(path.rstrip("/").rpartition("/")[2] for path in found["common_prefixes"])
 
     # -- writing ------------------------------------------------------------------------------------------------
 
-    def write(self, path: str, data: bytes | Path) -> None:
+    def write(self, path: str, data: bytes | Path, *, content_type: str | None = None) -> None:
         """Write an object in one step: readers see the old one or the new one.
 
         Args:
             path: where to; folders are made.
             data: the bytes, or a local file, which is streamed (in parts where it is large).
+            content_type: what an object store tells browsers of it; a folder has no place for it.
         """
+        told = {"Content-Type": content_type} if content_type and self.is_s3 else None
+        options: dict[str, Any] = {"chunk_size": CHUNK_BYTES, "max_concurrency": 4, "attributes": told}
         try:
             store = self._open(for_writing=True)
-            retried(lambda: obstore.put(store, _checked(path), data, chunk_size=CHUNK_BYTES, max_concurrency=4))
+            retried(lambda: obstore.put(store, _checked(path), data, **options))
         except (BaseError, OSError) as error:
             raise self._failure("write", path, error) from None
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import shapely
@@ -19,11 +19,12 @@ from PIL import Image, ImageDraw
 from segworker.errors import SceneError, SegworkerError
 from segworker.geo import reproject, to_scene_px
 from segworker.grid import Grid
-from segworker.io.raster import SceneReader
+from segworker.io.shards import TileId
 from segworker.io.storage import Storage
 from segworker.io.table import iter_features
 from segworker.io.table_crs import TableCrs
-from segworker.types import InputSpec, Scene, Window
+from segworker.report.pixels import grid_of_pictures, read_picture
+from segworker.types import Scene, Window
 
 MAX_SIDE_PX = 1600
 MIN_SIDE_PX = 512
@@ -37,30 +38,54 @@ MAX_READ_PX = 2**29
 "Pixels that are read for one picture."
 COLOURS = ("#ffd400", "#00e5ff", "#ff4fd8", "#7cff4f", "#ff7a1a", "#b388ff", "#ffffff", "#ff3b30")
 GRID_COLOUR = (255, 255, 255, 70)
+FAILED_COLOUR = (255, 30, 30, 110)
 _log = logging.getLogger(__name__)
 
 
 def draw_overviews(
-    storage: Storage, run_id: str, scenes: Sequence[Scene], grids: Mapping[str, Grid], table_crs: TableCrs
+    storage: Storage,
+    run_id: str,
+    scenes: Sequence[Scene],
+    grids: Mapping[str, Grid],
+    table_crs: TableCrs,
+    *,
+    failed: Collection[TileId] = (),
 ) -> list[str]:
-    """Write a PNG for each scene; return their paths. A scene that cannot be drawn is logged, not raised."""
+    """Write a PNG for each scene; return their paths. A scene that cannot be drawn is logged, not raised.
+
+    Args:
+        storage: the store.
+        run_id: the run.
+        scenes: to be drawn.
+        grids: of the scenes, by id.
+        table_crs: of the features.
+        failed: tiles that are marked.
+    """
     paths = []
     for scene in scenes:
         try:
-            picture = draw_overview(storage, scene, grids[scene.scene_id], table_crs)
+            lost = [tile_id[1:] for tile_id in failed if tile_id[0] == scene.scene_id]
+            picture = draw_overview(storage, scene, grids[scene.scene_id], table_crs, failed=lost)
         except (SegworkerError, OSError, ValueError) as error:
             _log.warning("no overview of %s: %s", scene.scene_id, error)
             continue
         content = io.BytesIO()
         picture.save(content, format="PNG", optimize=True)
-        path = f"runs/{run_id}/overview/{scene.scene_id}.png"
+        path = overview_path(run_id, scene.scene_id)
         storage.write(path, content.getvalue())
         paths.append(path)
     return paths
 
 
-def draw_overview(storage: Storage, scene: Scene, grid: Grid, table_crs: TableCrs) -> Image.Image:
-    """Return the picture of one scene with the live features of the table."""
+def overview_path(run_id: str, scene_id: str) -> str:
+    """Return where the picture of a scene lies in the store."""
+    return f"runs/{run_id}/overview/{scene_id}.png"
+
+
+def draw_overview(
+    storage: Storage, scene: Scene, grid: Grid, table_crs: TableCrs, *, failed: Collection[tuple[int, int]] = ()
+) -> Image.Image:
+    """Return the picture of one scene with the live features of the table; the cores of failed tiles are red."""
     if len(scene.sheets) > MAX_SHEETS:
         raise SceneError(f"a picture is drawn of at most {MAX_SHEETS} sheets, got {len(scene.sheets)}; open the store")
     scale = _picture_scale(scene)
@@ -72,11 +97,14 @@ def draw_overview(storage: Storage, scene: Scene, grid: Grid, table_crs: TableCr
     for position in [grid.y.core(k)[0] for k in range(1, grid.y.count)] if grid.y.count <= 64 else []:
         y = position / grid.scale * scale
         canvas.line([(0, y), (picture.width, y)], fill=GRID_COLOUR, width=1)
+    for core in (grid.tile(*tile).core for tile in failed):
+        corners = (core.col_off, core.row_off, core.col_end, core.row_end)
+        canvas.rectangle([side / grid.scale * scale for side in corners], fill=FAILED_COLOUR)
     width = 2 if scale >= 1 else 1
     drawn = looked_at = 0
     for batch in iter_features(storage, columns=["class_id", "geometry"], scene_ids=[scene.scene_id]):
         shapes = shapely.from_wkb(batch["geometry"].to_numpy(zero_copy_only=False))
-        shapes = _to_picture(shapes, scene, table_crs, scale)
+        shapes = shapely.transform(in_scene_px(shapes, scene, table_crs), lambda xy: xy * scale)
         drawn += _draw(canvas, shapes, batch["class_id"].to_numpy(), width, limit=MAX_OUTLINES - drawn)
         looked_at += len(batch)
         if drawn >= MAX_OUTLINES or looked_at >= MAX_LOOKED_AT:
@@ -93,33 +121,22 @@ def _picture_scale(scene: Scene) -> float:
 
 
 def _picture(scene: Scene, scale: float) -> Image.Image:
-    """Return the scene's pixels at the picture's scale, stretched between their 1st and 99th percentiles."""
-    grid = Grid.of_scene(scene, tile_px=MAX_SIDE_PX * 2, overlap_px=0, scale=min(scale, 1.0))
-    bands = (1,) if scene.num_bands == 2 else None  # neither grey nor colour: the first one, as grey
-    with SceneReader(scene, scale=grid.scale, bands=bands, spec=InputSpec(num_bands=3)) as reader:
-        if reader.level.width * reader.level.height > MAX_READ_PX:
-            _log.warning("%s has no overviews inside (gdaladdo makes them): its picture has no pixels", scene.scene_id)
-            return Image.new("RGB", (grid.width, grid.height))
-        pixels, valid = reader.read_window(Window(0, 0, grid.width, grid.height))
-    image = Image.fromarray(_stretched(pixels, valid))
+    """Return the scene's pixels at the picture's scale."""
+    grid = grid_of_pictures(scene, scale)
+    whole = Window(0, 0, grid.width, grid.height)
+    image = read_picture(scene, whole, scale=grid.scale, max_read_px=MAX_READ_PX)
+    if image is None:
+        return Image.new("RGB", (grid.width, grid.height))
     if scale > 1:
         image = image.resize((round(grid.width * scale), round(grid.height * scale)), Image.Resampling.NEAREST)
     return image
 
 
-def _stretched(pixels: NDArray[np.generic], valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    values = np.moveaxis(pixels.astype(np.float32), 0, -1)
-    if pixels.dtype != np.uint8 and valid.any():
-        low, high = np.nanpercentile(values[valid], [1, 99])
-        values = (values - low) / max(float(high - low), 1e-9) * 255
-    values[~valid] = 0
-    return np.nan_to_num(np.clip(values, 0, 255)).astype(np.uint8)
-
-
-def _to_picture(shapes: NDArray[np.object_], scene: Scene, table_crs: TableCrs, scale: float) -> NDArray[np.object_]:
+def in_scene_px(shapes: NDArray[np.object_], scene: Scene, table_crs: TableCrs) -> NDArray[np.object_]:
+    """Return geometries of the table in scene pixels."""
     if scene.crs is not None and table_crs.wkt is not None:
-        shapes = to_scene_px(reproject(shapes, table_crs.wkt, scene.crs), scene.transform)
-    return np.asarray(shapely.transform(shapes, lambda xy: xy * scale), dtype=object)
+        return to_scene_px(reproject(shapes, table_crs.wkt, scene.crs), scene.transform)
+    return shapes
 
 
 def _draw(
@@ -130,14 +147,15 @@ def _draw(
     small = (bounds[:, 2:] - bounds[:, :2] < 0.5).all(axis=1)
     for class_id in np.unique(class_ids[small]).tolist():
         points = bounds[small & (class_ids == class_id), :2]
-        canvas.point(points.ravel().tolist(), fill=_colour(class_id))
+        canvas.point(points.ravel().tolist(), fill=colour_of(class_id))
     large = np.flatnonzero(~small)[:limit]
     for k in large.tolist():
         for ring in shapely.get_rings(shapes[k]):
             points = shapely.get_coordinates(ring)
-            canvas.line([tuple(point) for point in points.tolist()], fill=_colour(class_ids[k]), width=width)
+            canvas.line([tuple(point) for point in points.tolist()], fill=colour_of(class_ids[k]), width=width)
     return len(large)
 
 
-def _colour(class_id: int) -> str:
+def colour_of(class_id: int) -> str:
+    """Return the colour of a class on pictures."""
     return COLOURS[(class_id - 1) % len(COLOURS)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -61,6 +62,38 @@ def counts_by_class(truth: dict[str, TruthScene]) -> dict[str, int]:
 
 def areas_px(truth: dict[str, TruthScene]) -> np.ndarray:
     return np.concatenate([np.bincount(s.labels_HW.ravel())[1:] for s in truth.values()])
+
+
+# -- the report ------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_writes_its_report_and_names_it(first) -> None:
+    store, record = first
+    path = record["outputs"]["report"]
+    assert json.loads((store / f"runs/{record['run_id']}/run.json").read_text())["outputs"]["report"] == path
+    html = (store / path).read_text()
+    assert f"Run {record['run_id']} (nightly)" in html
+    assert "tiles of 128 px that overlap by 32 px" in html
+    for name, count in record["counts"]["features_by_class"].items():
+        assert f"<title>{name}: {count:,}</title>" in html
+    num_joined = sum(n for kind, n in record["seams"]["features"].items() if kind in ("merged", "cut"))
+    assert html.count('alt="joined over a seam') + html.count('alt="cut at a seam') == min(12, num_joined)
+    assert "overview/a.png" in html
+
+
+def test_a_report_that_fails_is_logged_and_the_run_is_done(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("no report today")
+
+    monkeypatch.setattr(sys.modules["segworker.engine.run"], "gather", fails)
+    summary = segment(tmp_path / "store", folder / "a.tif", **GRID)
+    assert summary.exit_code == 0
+    assert summary.record["outputs"]["report"] is None
+    assert len(features(tmp_path / "store")) == summary.record["counts"]["features"] > 0
+    assert "no report today" in caplog.text
+    assert "\nreport " not in summary.text
 
 
 # -- nothing twice --------------------------------------------------------------------------------------------------

@@ -305,8 +305,8 @@ class TestCommand:
         assert result["ap"]["mask"]["ap50"] < 1
         assert len(result["worst"]) == 4
         html = (folder / "truth.html").read_text()
-        assert html.count("data:image/png;base64,") == 4
-        assert not re.search(r"(src|href)=\"(?!data:)", html)
+        assert html.count("data:image/jpeg;base64,") == 4
+        assert not re.search(r"(src|href)=\"(?!data:|#)", html)
         assert str(folder / "truth.html") in told
 
     def test_vector_truth_areas_and_other_names(
