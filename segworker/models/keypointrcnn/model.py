@@ -22,7 +22,7 @@ def build_keypoint_rcnn(**options: object) -> TwoStage:
     )
     network.roi_heads.keypoint_predictor.register_forward_hook(_contiguous)
     named = name_classes(chosen.num_classes - 1, chosen.class_names, default=PERSON)
-    names = COCO_KEYPOINTS
+    names: tuple[str, ...] = COCO_KEYPOINTS
     if chosen.num_keypoints != len(names):
         names = tuple(f"keypoint {k}" for k in range(1, chosen.num_keypoints + 1))
     return wrap(network, [replace(category, keypoints=names) for category in named])
