@@ -24,7 +24,7 @@ slow:            ## the slow tests: minutes each
 	uv run pytest -m "slow and not gpu" --timeout 3600
 
 soak:            ## half an hour of faults and kills against a real S3 server; fails unless nothing is lost
-	uv run python -m tests.soak --minutes 30
+	RAY_ENABLE_UV_RUN_RUNTIME_ENV=0 uv run python -m tests.soak --minutes 30
 
 gpu:             ## tests that need a CUDA device
 	uv run pytest -m gpu --timeout 3600

@@ -1,6 +1,6 @@
 """A long run of runs: random scenes, faults and kills against a real S3 server, and zeros where zeros belong.
 
-    python -m tests.soak --minutes 30 --seed 1
+    RAY_ENABLE_UV_RUN_RUNTIME_ENV=0 python -m tests.soak --minutes 30 --seed 1
 
 Scenes of several sizes lie on the server and change now and then. Each round runs some of them into one store and lets
 something happen: the driver is killed at a named point or at any moment, a worker is killed, two runs work on other
@@ -200,6 +200,7 @@ ROUNDS: tuple[Callable[[World, list[str], dict[str, int]], None], ...] = (
     killed_at_a_point,
     killed_at_a_moment,
     killed_at_a_point,
+    killed_at_a_moment,
     a_worker_killed,
     two_runs,
     two_runs_of_the_same,
@@ -301,8 +302,8 @@ def soak(*, seconds: float, seed: int, rate: float) -> Tally:
 
 
 def _rounds(world: World, until: float) -> None:
-    """Do rounds in a random order, each kind before any comes again; end with an undisturbed run of everything."""
-    kinds: list[Callable[[World, list[str], dict[str, int]], None]] = []
+    """Kill first, then do rounds in random order, each kind before any comes again; end with all, undisturbed."""
+    kinds: list[Callable[[World, list[str], dict[str, int]], None]] = [killed_at_a_moment]
     while time.monotonic() < until:
         kinds = kinds or world.rng.sample(ROUNDS, len(ROUNDS))
         names = sorted(world.rng.sample(sorted(world.painted), world.rng.randint(1, 3)))

@@ -172,10 +172,10 @@ class Storage:
         if not self.is_s3 and not Path(self.location(prefix)).is_dir():
             return []
         try:
-            found = obstore.list_with_delimiter(self._open(), _checked(prefix) or None)["common_prefixes"]
+            found = retried(lambda: obstore.list_with_delimiter(self._open(), _checked(prefix) or None))
         except (BaseError, OSError) as error:
             raise self._failure("list", prefix, error) from None
-        return sorted(path.rstrip("/").rpartition("/")[2] for path in found)
+        return sorted(path.rstrip("/").rpartition("/")[2] for path in found["common_prefixes"])
 
     # -- writing ------------------------------------------------------------------------------------------------
 

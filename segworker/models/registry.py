@@ -52,6 +52,7 @@ class ModelEntry:
 _PACKAGES = (
     "blendmask",
     "cascade",
+    "centermask",
     "fasterrcnn",
     "htc",
     "hydranet",

@@ -6,6 +6,8 @@ sahi-nmm, sahi-nms   greedy merging and suppression of SAHI's sliced inference w
 supervision          `Detections.with_nmm` by IoS 0.5 on compact masks, as `InferenceSlicer` calls it
 cellpose             the block functions of Cellpose's distributed mode, as shipped: cut to cores, faces, relabelling
 cellpose-mended      the same with `shrink_labels` working in two dimensions (`np.gradient` of a line is not a stack)
+stardist             the blocks of StarDist's `predict_instances_big`, each keeping the objects that it is responsible
+                     for; an object that spans the overlap is an error there
 
 `prepare` turns instances into what a package starts from; it is not on the clock of the speed table.
 """
@@ -27,10 +29,12 @@ from rasterio.transform import Affine
 from seam_cases import Stitched, Tool
 
 from segworker import masks
-from segworker.grid import Grid
+from segworker.grid import Axis, Grid
 from segworker.types import Instances, Runs, Window
 
 THRESHOLD = 0.5
+LARGEST_NUCLEUS_PX = 42
+"StarDist's `min_overlap`; the rest of the overlap is its `context`, which is thrown away."
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,11 +216,56 @@ def finish_cellpose(rasters: Any, _grid: Grid) -> Stitched:
     return Stitched(masks.merge_runs(Runs.concatenate(runs), group, len(kept)))
 
 
+def stardist_blocks(tiles: Sequence[Instances], grid: Grid) -> list[tuple[Any, np.ndarray]]:
+    """Return (block, labels in its window) of each tile; StarDist's blocks on our windows."""
+    from stardist.big import BlockND
+
+    rows, cols = _stardist_chain(grid.y), _stardist_chain(grid.x)
+    found = []
+    for k, t in enumerate(tiles):
+        labels = masks.labels_from_runs(t.runs, window=t.tile.window).astype(np.int32)
+        found.append((BlockND(k, (rows[t.tile.row], cols[t.tile.col]), "YX"), labels))
+    return found
+
+
+def _stardist_chain(axis: Axis) -> list[Any]:
+    from stardist.big import Block
+
+    context = max(0, (axis.overlap - LARGEST_NUCLEUS_PX) // 2)
+    chain: list[Any] = []
+    for k in range(axis.count):
+        start, end = axis.window(k)
+        block = Block(end - start, axis.overlap - 2 * context, context, chain[-1] if chain else None)
+        if chain:
+            chain[-1].succ = block
+            chain[-1].stride = start - axis.window(k - 1)[0]
+        chain.append(block)
+    chain[0].freeze()
+    return chain
+
+
+def run_stardist(blocks: Any) -> Any:
+    """Keep in each block what it is responsible for, and write the labels one block after the other."""
+    last, _ = blocks[-1]
+    together, offset = np.zeros([place.stop for place in last.slice_write()], np.int32), 0
+    for block, labels in blocks:
+        kept = block.filter_objects(block.crop_context(labels), None)
+        block.write(together, np.where(kept > 0, kept + offset, 0))
+        offset += int(labels.max(initial=0))
+    return together
+
+
+def finish_stardist(labels: Any, grid: Grid) -> Stitched:
+    """Return the labels as runs."""
+    return finish_cellpose([(Window(0, 0, grid.width, grid.height), labels)], grid)
+
+
 PUBLIC_TOOLS: dict[str, PublicTool] = {
     "sahi-nmm": PublicTool("sahi", sahi_predictions, run_sahi("GreedyNMMPostprocess"), finish_sahi),
     "sahi-nms": PublicTool("sahi", sahi_predictions, run_sahi("NMSPostprocess"), finish_sahi),
     "supervision": PublicTool("supervision", supervision_detections, run_supervision, finish_supervision),
     "cellpose": PublicTool("cellpose", core_rasters, run_cellpose(mended=False), finish_cellpose),
     "cellpose-mended": PublicTool("cellpose", core_rasters, run_cellpose(mended=True), finish_cellpose),
+    "stardist": PublicTool("stardist", stardist_blocks, run_stardist, finish_stardist),
 }
 _: dict[str, Tool] = {**PUBLIC_TOOLS}

@@ -33,6 +33,7 @@ from tests.painted import features, scenes, segment
 
 pytestmark = pytest.mark.timeout(900)
 
+SHARD = re.compile(r"work/[^/]+/[0-9a-f]+\.parquet")
 GRID = {"tile": 64, "overlap": 24, "workers": 1}
 WRITING = ("PUT", "POST", "DELETE")
 
@@ -61,6 +62,7 @@ def test_every_client_copes(bucket: str) -> None:
     assert len(list(storage.list())) == 16
     storage.delete([f"many/{k}" for k in range(8)])
     assert len(list(storage.list())) == 8
+    assert all("new" in storage.folders() for _ in range(8))
 
     store = storage.child("store")
     for k in range(2):
@@ -164,7 +166,7 @@ def test_a_store_that_refuses_in_the_middle_of_a_run(
     shards_written: list[str] = []
 
     def refuse(request: Request) -> str | None:
-        if request.method == "PUT" and "/work/" in request.path:
+        if request.method == "PUT" and SHARD.search(request.path):
             shards_written.append(request.path)
         return answer if len(shards_written) > 1 and request.method in methods else None
 
@@ -216,5 +218,5 @@ def test_a_full_disk(small_disk: Path, folder: Path, truth: pa.Table, tmp_path: 
 
 def durable_tiles(store: str) -> int:
     storage = open_storage(store)
-    paths = [i.path for i in storage.list("work") if re.fullmatch(r"work/[^/]+/[0-9a-f]+\.parquet", i.path)]
+    paths = [i.path for i in storage.list("work") if SHARD.fullmatch(i.path)]
     return sum(len(tiles_in_shard(storage, path)) for path in paths)

@@ -84,10 +84,10 @@ def test_masks_that_drift_agree_less(figures) -> None:
     assert jittery["agreement"] > 0.6, "they are linked nevertheless"
     assert jittery["shifted_grid"]["mean_iou"] < 0.9
     assert jittery["shifted_grid"]["f1"] < 0.9
-    assert strict["agreement"] < 0.2
-    assert strict["shifted_grid"]["f1"] < jittery["shifted_grid"]["f1"] - 0.1
+    assert strict["agreement"] < jittery["agreement"] - 0.1
+    assert strict["shifted_grid"]["f1"] < jittery["shifted_grid"]["f1"]
     excess = [f["straight_edges"]["excess"] for f in (perfect, jittery, strict)]
-    assert excess[0] < excess[1] < excess[2] - 0.5
+    assert excess[0] < excess[1] < excess[2]
 
 
 def test_masks_that_stop_short_of_the_window_agree_less(figures) -> None:

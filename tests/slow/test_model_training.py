@@ -23,6 +23,7 @@ SAME = {
     "fasterrcnn_resnet50_fpn_v2",
     "yolact_r101",
     "blendmask_rt_r50",
+    "centermask2_lite_v39",
 }
 ENTRIES = [pytest.param(entry, id=entry.name) for entry in list_models() if entry.name not in SAME]
 

@@ -8,6 +8,7 @@ import torch
 from torchvision.ops import clip_boxes_to_image
 
 from segworker.models.blendmask.decode import detect as detect_blendmask
+from segworker.models.common import fcos
 from segworker.models.registry import load_model
 from segworker.types import BoxMasks, Prediction
 from tests.parity_kits import (
@@ -117,3 +118,17 @@ def test_blendmask(shared_data: Path, tmp_path: Path) -> None:
     close(raw["attention_1"][0, ::7], kit.tensors["top_feat_l1_every7"])
     close(raw["bases"][0], kit.tensors["bases"])
     same_objects(found, kit)
+
+
+def test_centermask(shared_data: Path, tmp_path: Path) -> None:
+    kit = load_kit(shared_data, "centermask2_v39_ese", tmp_path)
+    model = load_model("centermask2_v39", weights=kit.file)
+    image = torch.from_numpy(kit.image("image_bgr_u8"))[None]
+    with torch.inference_mode():
+        raw = model(model.normalise(image))
+        found = model.detect(raw, 0, (256, 352))
+        boxes = fcos.detect(raw, 0, model.config.fcos)["boxes"]
+    same_fcos_heads(raw, kit)
+    assert len(boxes) == len(kit.numpy("det_boxes"))
+    same_objects(found, kit)
+    assert np.abs(np.sort(found["mask_scores"].numpy()) - np.sort(kit.numpy("mask_scores"))).max() < 2e-3

@@ -46,12 +46,13 @@ class StoreWatch(threading.Thread):
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
+        self.state = get_state_from_address(ray.get_runtime_context().gcs_address)
         self.peak_bytes = self.spilled_bytes = self.num_samples = 0
         self.over = threading.Event()
 
     def run(self) -> None:
         while not self.over.wait(0.1):
-            stats = get_memory_info_reply(get_state_from_address(None)).store_stats
+            stats = get_memory_info_reply(self.state).store_stats
             self.peak_bytes = max(self.peak_bytes, stats.object_store_bytes_used)
             self.spilled_bytes = stats.spilled_bytes_total
             self.num_samples += 1

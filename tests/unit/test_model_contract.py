@@ -22,6 +22,7 @@ SAME = {
     "fasterrcnn_resnet50_fpn_v2",
     "yolact_r101",
     "blendmask_rt_r50",
+    "centermask2_lite_v39",
 }
 "Of the same code as their neighbours: only in the slow tier."
 
