@@ -67,11 +67,22 @@ def nightly_command(argv: Sequence[str]) -> int:
     try:
         night = nightly(config, options)
     except LockedError as error:
-        _write_summary(own.summary, {"exit_code": int(error.exit_code), "errors": [str(error)], "runs": []})
+        _tell(own, {"exit_code": int(error.exit_code), "errors": [str(error)], "runs": []})
         raise
     print(night.text)
-    _write_summary(own.summary, night.record)
+    _tell(own, night.record)
     return night.exit_code
+
+
+def _tell(own: argparse.Namespace, record: dict[str, object]) -> None:
+    """Hand a night's record to whoever asked for it; what cannot be handed over is told, and no reason to fail."""
+    _write_summary(own.summary, record)
+    if own.webhook:
+        from segworker.io.web import post_json
+
+        problem = post_json(own.webhook, record)
+        if problem:
+            print(f"the summary could not be posted: {problem}", file=sys.stderr)
 
 
 def _add_night(parser: Parser) -> None:
@@ -94,6 +105,10 @@ def _add_night(parser: Parser) -> None:
     group.add_argument(
         "--summary", metavar="FILE", default=None, help="Write the night's JSON there too; - is standard output."
     )
+    group.add_argument(
+        "--webhook", metavar="URL", type=_web_address, default=None,
+        help="Post the night's JSON to this http(s):// address when it ends, also where another night holds the lock.",
+    )  # fmt: skip
 
 
 def diff_command(argv: Sequence[str]) -> int:
@@ -149,6 +164,12 @@ def _since(text: str) -> datetime:
             f"a time is like 2026-11-24T18:00, an age like 2d or 12h, got {text!r}"
         ) from None
     return at if at.tzinfo else at.replace(tzinfo=UTC)
+
+
+def _web_address(text: str) -> str:
+    if not text.startswith(("http://", "https://")):
+        raise argparse.ArgumentTypeError("an address begins with http:// or https://")
+    return text
 
 
 def _positive(kind: type[int | float]) -> Callable[[str], float]:

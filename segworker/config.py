@@ -75,12 +75,17 @@ class Inputs(Section):
     title: ClassVar[str] = "scenes"
     scenes: Uris = Field(
         default=(),
-        description="Files, folders, globs, s3:// objects, prefixes or globs, and manifests (.txt, .csv, .parquet).",
+        description="Files, folders, globs, s3:// objects, prefixes or globs, manifests (.txt, .csv, .parquet), and "
+        "STAC items or searches (.json, .geojson, http(s)://.../search?...).",
     )
     manifest: str | None = Field(
         default=None,
         description="A list of scenes: text (one uri a line), CSV or Parquet with uri and optional scene_id or "
         "mosaic (rows that share one are sheets of one scene).",
+    )
+    asset: str | None = Field(
+        default=None,
+        description="Asset of STAC items that is the scene (visual, B04); default: their only image of role data.",
     )
     mosaic: bool = Field(
         default=False, description="All files are sheets, adjoining or overlapping, of one scene: a mosaic."

@@ -49,7 +49,7 @@ def look(config: JobConfig, *, since_s: float | None = None, limit: int | None =
     facts = describe_model(config.model.model, dict(config.model.model_options), config.model.weights)
     inputs = config.inputs
     options = MosaicOptions(inputs.mosaic or inputs.mosaic_id is not None, inputs.mosaic_id, inputs.mosaic_crs)
-    found = find_files(inputs.scenes, manifest=inputs.manifest, mosaic=options)
+    found = find_files(inputs.scenes, manifest=inputs.manifest, mosaic=options, asset=inputs.asset)
     info = read_store_info(storage)
     rows = {} if info is None else {row["scene_id"]: row for row in read_scenes(storage).select(_COLUMNS).to_pylist()}
     keys = ("", "") if info is None else keys_of(config, facts, info.table_crs)

@@ -179,6 +179,7 @@ def make_job(config: JobConfig, model: ModelFacts, run_id: str) -> Job:
     found = find_scenes(
         config.inputs.scenes,
         manifest=config.inputs.manifest,
+        asset=config.inputs.asset,
         limits=Limits(scene_px=config.inputs.max_scene_px),
         bands=config.inputs.bands,
         spec=model.spec,

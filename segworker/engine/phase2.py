@@ -46,7 +46,7 @@ from segworker.stitch import (
 )
 from segworker.types import Instances
 
-PART_FEATURES = 250_000
+PART_FEATURES = 60_000
 "Features of one part, and annotations of one COCO file."
 SMALL_BYTES = 1_000_000
 "Shard bytes of the scenes that share a task and a part, about as large: all are written anew when one changes."

@@ -15,8 +15,9 @@ from segworker.io.failures import redact
 from segworker.io.header import Limits, open_scene
 from segworker.sources.files import expand, stat_one
 from segworker.sources.identity import Candidate, assign_ids
-from segworker.sources.manifest import is_manifest, read_manifest
+from segworker.sources.manifest import Entry, fetch, is_manifest, read_manifest, resolved
 from segworker.sources.mosaic import MosaicOptions, join_sheets, mosaic_id
+from segworker.sources.stac import is_stac, read_items
 from segworker.types import InputSpec, Scene
 
 MAX_THREADS = 32
@@ -80,13 +81,17 @@ class SceneFiles:
 
 
 def find_files(
-    inputs: Sequence[str], *, manifest: str | None = None, mosaic: MosaicOptions | None = None
+    inputs: Sequence[str],
+    *,
+    manifest: str | None = None,
+    mosaic: MosaicOptions | None = None,
+    asset: str | None = None,
 ) -> list[SceneFiles]:
     """Find the scenes that inputs name, by listings alone: nothing is opened. Sorted by scene_id.
 
     Arguments, ids and errors are those of `find_scenes`.
     """
-    candidates, ids = _candidates(inputs, manifest, mosaic or MosaicOptions())
+    candidates, ids = _candidates(inputs, manifest, mosaic or MosaicOptions(), asset)
     groups: dict[tuple[str, bool], list[Candidate]] = defaultdict(list)
     for candidate in candidates:
         groups[candidate.mosaic or ids[candidate.uri], candidate.mosaic is not None].append(candidate)
@@ -104,17 +109,20 @@ def find_scenes(
     bands: tuple[int, ...] | None = None,
     spec: InputSpec | None = None,
     mosaic: MosaicOptions | None = None,
+    asset: str | None = None,
 ) -> ScenePlan:
     """Find the scenes that inputs name, and read their headers.
 
     Args:
         inputs: files, folders (searched to any depth), globs, s3:// objects, prefixes and globs, http(s):// URLs
-            (presigned ones too), and manifests by their extension (.txt, .csv, .parquet).
+            (presigned ones too), manifests by their extension (.txt, .csv, .parquet), and STAC items, ItemCollections
+            (.json, .geojson) and GET searches (`sources.stac`).
         manifest: a manifest, whatever it is called after its extension.
         limits: what headers may declare.
         bands: the user's choice, checked against each scene.
         spec: the model's wishes, checked likewise.
         mosaic: whether all inputs are sheets of one scene, and how mosaics (those of manifests too) are made.
+        asset: of STAC items, the one that is the scene.
 
     Returns:
         The same plan for the same files, whatever their order. A file named twice is read once. What is missing or
@@ -124,7 +132,7 @@ def find_scenes(
     where a bucket cannot be listed.
     """
     mosaic = mosaic or MosaicOptions()
-    candidates, ids = _candidates(inputs, manifest, mosaic)
+    candidates, ids = _candidates(inputs, manifest, mosaic, asset)
     limits = limits or Limits()
 
     def read(candidate: Candidate) -> Scene | SceneFailure:
@@ -160,14 +168,14 @@ def find_scenes(
 
 
 def _candidates(
-    inputs: Sequence[str], manifest: str | None, mosaic: MosaicOptions
+    inputs: Sequence[str], manifest: str | None, mosaic: MosaicOptions, asset: str | None
 ) -> tuple[list[Candidate], dict[str, str]]:
     """Return the files that inputs name, each once, and the scene_id of each that is no sheet."""
     if not inputs and manifest is None:
         raise ConfigError("a run needs at least one scene, got no inputs; name files, folders, globs or a manifest")
     if mosaic.crs is not None:
         parse_crs(mosaic.crs)
-    named = [*_from_manifests(inputs, manifest), *_from_inputs(inputs)]
+    named = [*_from_manifests(inputs, manifest, asset), *_from_inputs(inputs)]
     candidates = _unique(_as_sheets(named, mosaic) if mosaic.all_inputs else named)
     if not any(candidate.problem is None for candidate in candidates):
         _raise_nothing_found([*inputs, *([manifest] if manifest else [])], candidates)
@@ -179,7 +187,7 @@ def _candidates(
 def _from_inputs(inputs: Sequence[str]) -> list[Candidate]:
     found: list[Candidate] = []
     for uri in inputs:
-        if is_manifest(uri):
+        if is_manifest(uri) or is_stac(uri):
             continue
         some = expand(uri)
         folder, _, name = redact(uri).rstrip("/").rpartition("/")
@@ -187,13 +195,19 @@ def _from_inputs(inputs: Sequence[str]) -> list[Candidate]:
     return found
 
 
-def _from_manifests(inputs: Sequence[str], manifest: str | None) -> list[Candidate]:
-    names = [uri for uri in inputs if is_manifest(uri)] + ([manifest] if manifest else [])
-    entries = [entry for name in names for entry in read_manifest(name)]
+def _from_manifests(inputs: Sequence[str], manifest: str | None, asset: str | None) -> list[Candidate]:
+    names = [uri for uri in inputs if is_manifest(uri) or is_stac(uri)] + ([manifest] if manifest else [])
+    entries = [entry for name in names for entry in _entries(name, asset)]
     candidates = _in_threads(_stat_entry, [entry.uri for entry in entries])
     return [
         replace(c, scene_id=entry.scene_id, mosaic=entry.mosaic) for c, entry in zip(candidates, entries, strict=True)
     ]
+
+
+def _entries(name: str, asset: str | None) -> list[Entry]:
+    if not is_stac(name):
+        return read_manifest(name)
+    return [Entry(resolved(href, name), item) for href, item in read_items(name, fetch, asset=asset)]
 
 
 def _as_sheets(candidates: list[Candidate], options: MosaicOptions) -> list[Candidate]:

@@ -54,7 +54,7 @@ def read_manifest(uri: str) -> list[Entry]:
     `uri`, and optionally `scene_id` and `mosaic` (the rows that share one are sheets of one scene of that name); others
     are ignored. A manifest without uris is a ConfigError.
     """
-    name, data = redact(uri), _read(uri)
+    name, data = redact(uri), fetch(uri)
     extension = PurePosixPath(urlsplit(uri).path if "://" in uri else uri).suffix.lower()
     if extension == ".parquet":
         rows = _parquet_rows(data, name)
@@ -63,10 +63,9 @@ def read_manifest(uri: str) -> list[Entry]:
     else:
         lines = (line.strip() for line in _text(data, name).splitlines())
         rows = [{"uri": line} for line in lines if line and not line.startswith("#")]
-    folder = uri.rpartition("/")[0] if "://" in uri else str(Path(uri).absolute().parent)
     entries = [
         Entry(
-            _resolved(row["uri"], folder),
+            resolved(row["uri"], uri),
             *(check_scene_id(row[key], name) if row.get(key) else None for key in ("scene_id", "mosaic")),
         )
         for row in rows
@@ -76,7 +75,8 @@ def read_manifest(uri: str) -> list[Entry]:
     return entries
 
 
-def _read(uri: str) -> bytes:
+def fetch(uri: str) -> bytes:
+    """Return what is at a local path, s3:// or http(s):// URI."""
     try:
         if uri.startswith(("http://", "https://")):
             with urlopen(web_request(uri), timeout=_TIMEOUT_S) as response:  # noqa: S310 - the scheme was just checked
@@ -125,7 +125,9 @@ def _require_uri(columns: list[str], name: str) -> None:
         )
 
 
-def _resolved(uri: str, folder: str) -> str:
+def resolved(uri: str, base: str) -> str:
+    """Return a URI or path as a list at `base` means it: relative ones from its folder."""
     if "://" in uri or uri.startswith("/"):
         return uri
+    folder = base.rpartition("/")[0] if "://" in base else str(Path(base).absolute().parent)
     return f"{folder}/{uri}" if "://" in folder else str((Path(folder) / Path(uri).expanduser()).absolute())

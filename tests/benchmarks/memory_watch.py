@@ -134,7 +134,7 @@ def kind_of(pid: int) -> str:
     if command.startswith("ray::"):
         return command.removeprefix("ray::").split("(", 1)[0].split(".", 1)[0].strip() or "worker"
     name = Path(command.split(" ", 1)[0]).name
-    return KINDS.get(name, "ray other" if "ray" in command else "other")
+    return KINDS.get(name, "ray other" if "ray" in command else f"other: {command[:60]}")
 
 
 def shared_bytes() -> int:

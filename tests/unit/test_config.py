@@ -27,6 +27,7 @@ FULL = {
     "mosaic": True,
     "mosaic_id": "north",
     "mosaic_crs": "EPSG:32636",
+    "asset": "visual",
     "bands": [3, 2, 1],
     "value_range": "percentile:1,99.5",
     "aoi": "farm.gpkg",

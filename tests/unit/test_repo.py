@@ -22,7 +22,7 @@ MAX_UPLOAD_BYTES = 40 * 10**6
 # A new flag is a promise to users: it is added here on purpose, and none goes without a line in the CHANGELOG.
 FLAGS = """
 --config --print-config --dry-run
-SCENE --manifest --mosaic --mosaic-id --mosaic-crs --bands --value-range --aoi --max-scene-px
+SCENE --manifest --asset --mosaic --mosaic-id --mosaic-crs --bands --value-range --aoi --max-scene-px
 --tile --overlap --resolution --resolution-um
 --model --weights --model-options --batch-size --precision --device
 --min-score --class-min-score --classes --min-area --max-area --min-stuff --min-iou --simplify
