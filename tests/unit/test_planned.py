@@ -39,7 +39,7 @@ def job(tmp_path: Path) -> Job:
     aoi = {"type": "Polygon", "coordinates": [[[32, 0.2], [32.3, 0.2], [32.3, 0.3], [32, 0.2]]]}
     (tmp_path / "aoi.geojson").write_text(json.dumps(aoi))
     config = from_flat(
-        scenes=[str(tmp_path)], output=str(tmp_path / "store"), aoi=str(tmp_path / "aoi.geojson"), min_area="3m2"
+        scenes=[str(tmp_path)], output=str(tmp_path / "store"), aoi=str(tmp_path / "aoi.geojson"), min_area="3px"
     )
     made = make_job(config, FACTS, "run-1")
     scenes = {i: replace(s, uri=SECRET) if i == "0" else s for i, s in made.scenes.items()}
