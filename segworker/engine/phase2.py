@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import ray
 
-from segworker.blocks import Block, TileRange
+from segworker.blocks import Block
 from segworker.engine.calls import in_order
 from segworker.engine.job import BlockTask, Common, Job, with_grid_limits
+from segworker.engine.neighbours import Neighbours
 from segworker.engine.outlines import BlockOutlines, simplify_blocks
 from segworker.engine.rasters import segment_table, write_large_rasters, write_scene_rasters
 from segworker.engine.stuff import Cut, add_stuff, read_block_stuff, stitch_stuff
@@ -308,7 +309,7 @@ def _stitch_large(
     scene_id = blocks[0].ranges[0].scene_id
     grid = job.grids[scene_id]
     options = with_grid_limits(job.common.options, job.common, grid)
-    ring_of = _Neighbours(job, blocks, grid).ring
+    ring_of = Neighbours(job, blocks, grid).ring
     borders: list[BorderLinks] = []
     links: list[Any] = []
     calls: Iterator[tuple[Any, ...]] = ((shared, job.task(b), ring_of(b)) for b in blocks)
@@ -373,35 +374,3 @@ def _taken(items: list[Any], k: int) -> Any:  # noqa: ANN401 - of any type
     """Return an item that the list need not hold any more."""
     item, items[k] = items[k], None
     return item
-
-
-class _Neighbours:
-    """Finds the blocks around a block of a scene; those without a shard are absent."""
-
-    def __init__(self, job: Job, blocks: Sequence[Block], grid: Grid) -> None:
-        self.job, self.grid = job, grid
-        self.corners = {(b.ranges[0].row_start, b.ranges[0].col_start): b for b in blocks}
-        self.rows = np.unique([row for row, _ in self.corners])
-        self.cols = np.unique([col for _, col in self.corners])
-
-    def ring(self, block: Block) -> list[tuple[str, list[TileKey]]]:
-        """Return where the tiles around a block are: shard paths and tile keys."""
-        wanted: dict[str, list[TileKey]] = {}
-        for row, col in block.ranges[0].ring(self.grid):
-            other = self._block_at(row, col)
-            if other is not None:
-                partial = other.number in self.job.partial
-                path = shard_path(self.job.common.tile_key, other.key, partial=partial)
-                wanted.setdefault(path, []).append((row, col))
-        return sorted(wanted.items())
-
-    def _block_at(self, row: int, col: int) -> Block | None:
-        place_y, place_x = np.searchsorted(self.rows, row, "right"), np.searchsorted(self.cols, col, "right")
-        if not place_y or not place_x:
-            return None
-        found = self.corners.get((int(self.rows[place_y - 1]), int(self.cols[place_x - 1])))
-        return found if found is not None and _holds(found.ranges[0], row, col) else None
-
-
-def _holds(part: TileRange, row: int, col: int) -> bool:
-    return part.row_start <= row < part.row_stop and part.col_start <= col < part.col_stop
