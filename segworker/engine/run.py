@@ -58,8 +58,9 @@ class RunSummary:
 
 
 def make_run_id(now: datetime | None = None) -> str:
-    """Return a new run id: the time in UTC, sortable, and six random hex digits."""
-    return f"{(now or datetime.now(UTC)).strftime('%Y%m%dT%H%M%SZ')}-{secrets.token_hex(3)}"
+    """Return a new run id: the time in UTC, sortable to a quarter of a millisecond, and five random hex digits."""
+    now = now or datetime.now(UTC)
+    return f"{now.strftime('%Y%m%dT%H%M%SZ')}-{now.microsecond * 4096 // 1_000_000:03x}{secrets.token_hex(3)[:5]}"
 
 
 def run(config: JobConfig) -> RunSummary:
