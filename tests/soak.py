@@ -47,6 +47,8 @@ GRIDS = ({"tile": 64, "overlap": 24}, {"tile": 96, "overlap": 24}, {"tile": 160,
 DRIVER_POINTS = tuple(point for point in POINTS if point not in ("predict", "shard", "link", "part"))
 WORKERS = ("_Predict", "_read", "_decode", "_finish_small", "_link", "_cut", "_assemble")
 NUM_SCENES = 5
+KILL_EVERY_S = 90
+"So many drivers are killed at least, twenty in half an hour, however slow the machine is."
 MAX_TRIES = 3
 
 
@@ -295,16 +297,16 @@ def soak(*, seconds: float, seed: int, rate: float) -> Tally:
         for k in range(NUM_SCENES):
             world.paint(f"s{k}")
         with watched(world):
-            _rounds(world, time.monotonic() + seconds)
+            _rounds(world, time.monotonic() + seconds, least_kills=int(seconds / KILL_EVERY_S))
         tally.bad["orphans left"] = len(orphans(open_storage(world.store)))
         print(tally.text(proxy), flush=True)
     return tally
 
 
-def _rounds(world: World, until: float) -> None:
+def _rounds(world: World, until: float, *, least_kills: int) -> None:
     """Kill first, then do rounds in random order, each kind before any comes again; end with all, undisturbed."""
     kinds: list[Callable[[World, list[str], dict[str, int]], None]] = [killed_at_a_moment]
-    while time.monotonic() < until:
+    while time.monotonic() < until or world.tally.counts["kills of drivers"] < least_kills:
         kinds = kinds or world.rng.sample(ROUNDS, len(ROUNDS))
         names = sorted(world.rng.sample(sorted(world.painted), world.rng.randint(1, 3)))
         if world.rng.random() < 0.5:

@@ -161,7 +161,7 @@ def test_a_run_whose_workers_die(world: World, tmp_path: Path) -> None:
     assert len(list((store / "features").glob("*.parquet"))) == len(DeltaTable(store / "features").file_uris())
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_a_run_killed_at_a_random_moment(seed: int, world: World, tmp_path: Path) -> None:
     store = tmp_path / "store"
     count = random.Random(seed).randint(1, 12)
