@@ -18,7 +18,7 @@ from segworker.synthetic.scenes import make_scene
 from segworker.synthetic.truth import TruthScene
 from tests.painted import burnt, features, segment, shapes
 
-pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.slow]  # until it has passed: its only run timed out
+pytestmark = pytest.mark.usefixtures("local_ray")
 
 MODEL = "segworker.synthetic.models:perfect_panoptic"
 GRIDS = {
@@ -118,6 +118,7 @@ def test_quality_read_back_from_raster_and_json_is_one(runs: dict, scene: TruthS
         assert [x, y, x + w, y + h] == [row["bbox"][side] for side in ("xmin", "ymin", "xmax", "ymax")]
 
 
+@pytest.mark.slow
 def test_small_regions_go_to_neighbours_whatever_the_blocks(scene: TruthScene, tmp_path: Path) -> None:
     path = paint_scene(scene, tmp_path / "ground.tif")
     found = []
