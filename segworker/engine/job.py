@@ -300,8 +300,9 @@ def make_common(
 ) -> Common:
     """Return what all tasks of a run share."""
     options = _stitch_options(config, model)
-    told = [tile_key, repr(options), str(config.stitch.min_area), str(config.stitch.max_area)]
-    stitch_key = digest([*told, config.stitch.min_stuff, config.stitch.simplify, table_crs.wkt])
+    min_stuff = config.stitch.min_stuff if model.has_stuff else 0.0
+    told = [tile_key, repr(options), str(config.stitch.min_area), str(config.stitch.max_area), min_stuff]
+    stitch_key = digest([*told, config.stitch.simplify, table_crs.wkt])
     return Common(
         store_uri=open_storage(config.output.output).uri,  # absolute: workers may have another working directory
         run_id=run_id,
@@ -315,7 +316,7 @@ def make_common(
         options=options,
         min_area=config.stitch.min_area,
         max_area=config.stitch.max_area,
-        min_stuff=config.stitch.min_stuff if model.has_stuff else 0.0,
+        min_stuff=min_stuff,
         simplify_px=config.stitch.simplify,
         aoi=aoi,
         table_crs=table_crs,

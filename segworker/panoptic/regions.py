@@ -132,11 +132,8 @@ def small_contacts(found: BlockRegions, joined: JoinedRegions, min_area_px: floa
         segment in place of the region, of those that touch the block's border.
     """
     small = whole_areas(found, joined) < min_area_px
-    image = found.labels_HW.astype(np.int64)
-    beside = np.column_stack([image[:, :-1].ravel(), image[:, 1:].ravel()])
-    below = np.column_stack([image[:-1].ravel(), image[1:].ravel()])
-    pairs = np.concatenate([beside, below])
-    pairs = pairs[(pairs[:, 0] != pairs[:, 1]) & (pairs > 0).all(axis=1)] - 1
+    image = found.labels_HW
+    pairs = np.concatenate([_unequal(image[:, :-1], image[:, 1:]), _unequal(image[:-1], image[1:])])
     pairs = np.concatenate([pairs, pairs[:, ::-1]])
     pairs = pairs[small[pairs[:, 0]] & ~small[pairs[:, 1]]]
     table = _add_up(pairs[:, 0], found.classes[pairs[:, 1]].astype(np.int64), np.ones(len(pairs), np.int64))
@@ -144,6 +141,12 @@ def small_contacts(found: BlockRegions, joined: JoinedRegions, min_area_px: floa
     told = table[on_border]
     told[:, 0] = joined.segments[np.searchsorted(joined.numbers, told[:, 0])]
     return table[~on_border], told
+
+
+def _unequal(a_HW: I32, b_HW: I32) -> I64:
+    """Return (K, 2) regions of the neighbouring pixels that are of two regions."""
+    at = (a_HW != b_HW) & (a_HW > 0) & (b_HW > 0)
+    return np.column_stack([a_HW[at], b_HW[at]]).astype(np.int64) - 1
 
 
 def border_contacts(borders: Sequence[BlockBorder], joined: Sequence[JoinedRegions], min_area_px: float) -> I64:

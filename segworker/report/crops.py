@@ -20,7 +20,7 @@ from segworker.io.scan import Where, read_row_groups
 from segworker.io.storage import Storage
 from segworker.io.table_crs import TableCrs
 from segworker.report.finds import Suspect
-from segworker.report.overview import GRID_COLOUR, colour_of, in_scene_px
+from segworker.report.overview import GRID_COLOUR, colour_of, draw_rings, in_scene_px
 from segworker.report.pixels import GREY, grid_of_pictures, read_picture
 from segworker.types import Scene, Window
 
@@ -31,8 +31,6 @@ MAX_READ_PX = 2**24
 MAX_NEIGHBOURS = 3000
 AROUND = 1.7
 "Side of the window over that of the object."
-SIMPLIFY_PX = 0.3
-"Of the picture; less cannot be seen."
 OBJECT_COLOUR = "#ff2bd6"
 _log = logging.getLogger(__name__)
 
@@ -62,12 +60,10 @@ class Cropper:
         ids, class_ids, shapes = self._around(suspect, scene, window, scale)
         corner = np.array([window.col_off, window.row_off])
         shapes = shapely.transform(shapes, lambda xy: (xy * scale - corner) * zoom)
-        shapes = shapely.simplify(shapes, SIMPLIFY_PX, preserve_topology=False)  # networks have millions
         for k in np.argsort(ids == suspect.feature_id, kind="stable").tolist():  # the object itself on top
             own = ids[k] == suspect.feature_id
             colour, width = (OBJECT_COLOUR, 3) if own else (colour_of(int(class_ids[k])), 1)
-            for ring in shapely.get_rings(shapes[k]):
-                canvas.line(shapely.get_coordinates(ring).ravel().tolist(), fill=colour, width=width)
+            draw_rings(canvas, shapes[k], colour=colour, width=width)
         return image
 
     def _around(

@@ -39,6 +39,8 @@ MAX_READ_PX = 2**29
 COLOURS = ("#ffd400", "#00e5ff", "#ff4fd8", "#7cff4f", "#ff7a1a", "#b388ff", "#ffffff", "#ff3b30")
 GRID_COLOUR = (255, 255, 255, 70)
 FAILED_COLOUR = (255, 30, 30, 110)
+SIMPLIFY_PX = 0.3
+"Of a picture."
 _log = logging.getLogger(__name__)
 
 
@@ -150,10 +152,16 @@ def _draw(
         canvas.point(points.ravel().tolist(), fill=colour_of(class_id))
     large = np.flatnonzero(~small)[:limit]
     for k in large.tolist():
-        for ring in shapely.get_rings(shapes[k]):
-            points = shapely.get_coordinates(ring)
-            canvas.line([tuple(point) for point in points.tolist()], fill=colour_of(class_ids[k]), width=width)
+        draw_rings(canvas, shapes[k], colour=colour_of(class_ids[k]), width=width)
     return len(large)
+
+
+def draw_rings(canvas: ImageDraw.ImageDraw, polygon: shapely.Geometry, *, colour: str, width: int) -> None:
+    """Draw the outlines of a polygon in picture pixels, without bends that cannot be seen: networks have millions."""
+    for ring in shapely.get_rings(polygon):
+        line = shapely.linestrings(shapely.get_coordinates(ring))
+        seen = shapely.simplify(line, SIMPLIFY_PX, preserve_topology=False)
+        canvas.line(shapely.get_coordinates(seen).ravel().tolist(), fill=colour, width=width)
 
 
 def colour_of(class_id: int) -> str:

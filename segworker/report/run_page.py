@@ -85,7 +85,8 @@ def _notes(record: Mapping[str, Any], findings: Findings) -> Iterator[str]:
     failed = [f"{counts[key]:,} {what}" for key, what in kinds if counts[key]]
     if failed:
         told = ", ".join(failed)
-        yield f"Failed: {told}. All else is committed; segworker retry {record['run_id']} tries them again."
+        again = f"segworker retry {record['run_id']} {record['store']}"
+        yield f"Failed: {told}. All else is committed; {again} tries them again."
     if looked_at < counts["features"]:
         yield f"Sizes, scores and objects to look at are of {looked_at:,} of {counts['features']:,} objects."
 
